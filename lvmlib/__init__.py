@@ -1,0 +1,58 @@
+"""Small, tested library of the lecture notes on latent variable models: everything is a function of log w."""
+
+from lvmlib.exact import (
+    ExactPosterior,
+    Grid,
+    QuadratureError,
+    exact_expected_log_mean,
+    exact_log_marginal,
+    exact_posterior,
+)
+from lvmlib.importance import Draw, draw, log_marginal_estimate, score
+from lvmlib.laws import BernoulliVector, DiagonalGaussian, FullGaussian
+from lvmlib.models import (
+    BernoulliDecoder,
+    BernoulliMixture,
+    BinaryLatentModel,
+    GaussianDecoder,
+    GaussianLatentModel,
+    GaussianMixture,
+    LatentVariableModel,
+    LinearGaussian,
+    mlp,
+)
+from lvmlib.proposals import posterior_proposal, prior_proposal
+from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BernoulliDecoder",
+    "BernoulliMixture",
+    "BernoulliVector",
+    "BinaryLatentModel",
+    "DiagonalGaussian",
+    "Draw",
+    "ExactPosterior",
+    "FullGaussian",
+    "GaussianDecoder",
+    "GaussianLatentModel",
+    "GaussianMixture",
+    "Grid",
+    "LatentVariableModel",
+    "LinearGaussian",
+    "QuadratureError",
+    "draw",
+    "effective_sample_size",
+    "exact_expected_log_mean",
+    "exact_log_marginal",
+    "exact_posterior",
+    "log_marginal_estimate",
+    "log_mean_exp",
+    "mlp",
+    "normalize_log_weights",
+    "pareto_k",
+    "posterior_proposal",
+    "prior_proposal",
+    "score",
+]

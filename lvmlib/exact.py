@@ -1,0 +1,259 @@
+r"""The truth: log p(x) and p(z | x) without Monte Carlo, by enumeration, in closed form or by quadrature.
+
+Enumeration and quadrature are one computation. A finite set of points :math:`z_s`, each with a volume
+:math:`v_s`, gives :math:`p(x) = \sum_s v_s \, p(x, z_s)`: for a discrete z the points are its values and
+:math:`v_s = 1`; for a continuous z they are the nodes of a grid.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Categorical, Distribution
+
+from lvmlib.contracts import check_count, check_positive, checked
+from lvmlib.models import GaussianLatentModel, LatentVariableModel, LinearGaussian
+from lvmlib.weights import log_mean_exp
+
+MAX_STATES = 2**22
+CHUNK_NUMBERS = 2**20  # numbers per chunk of states: about 4 MB, which stays in cache
+
+
+class QuadratureError(ValueError):
+    """The grid does not resolve or does not hold the integrand: more nodes or a larger radius are needed."""
+
+
+class Grid(NamedTuple):
+    r"""Nodes of the trapezoid rule on [−radius, radius]^d, ``num_nodes`` (odd) per axis.
+
+    For a smooth integrand that decays within the box its error falls faster than any power of the spacing.
+    Every second node is the grid of twice the spacing, so the error estimate costs nothing.
+
+    Reference:
+        Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule, theorem 5.1.
+    """
+
+    num_nodes: int = 81
+    radius: float = 6.0
+    tolerance: float = 1e-3
+
+    def axis(self) -> Tensor:
+        """Return the nodes of one axis, shape ``(num_nodes,)``, in float64."""
+        return torch.linspace(-self.radius, self.radius, self.num_nodes, dtype=torch.float64)
+
+    def nodes(self, z_dim: int) -> Float[Tensor, "s 1 z"]:
+        """Return all nodes, shape ``(num_nodes^z_dim, 1, z_dim)``, in float64; the last axis varies fastest."""
+        return torch.cartesian_prod(*[self.axis()] * z_dim).reshape(-1, 1, z_dim)
+
+    def log_volume(self, z_dim: int) -> float:
+        """Return the logarithm of the volume of one cell."""
+        return z_dim * math.log(2 * self.radius / (self.num_nodes - 1))
+
+
+class ExactPosterior(NamedTuple):
+    """p(z | x) of each data point: its `law`, and the `states` that a Categorical law ranges over.
+
+    For an enumerable model `states` are all values of z; under quadrature they are the grid's nodes; both have shape
+    ``(S, 1, *z_event)``. For a linear-Gaussian model `law` is a Gaussian over z itself and `states` is None.
+    """
+
+    law: Distribution
+    states: Tensor | None
+
+
+@checked
+def exact_log_marginal(
+    model: LatentVariableModel, x: Float[Tensor, "b d"], *, grid: Grid | None = None
+) -> Float[Tensor, " b"]:
+    r"""Exact log p(x), differentiable in the model's parameters.
+
+    .. math:: \log p(x) = \log \sum_z p(z) \, p(x \mid z) \quad\text{or}\quad \log \int p(z) \, p(x \mid z) \, dz
+
+    Closed form for a `LinearGaussian`, enumeration for a model with `num_states`, quadrature for a Gaussian prior in
+    1 or 2 dimensions. Passing a `grid` asks for quadrature.
+
+    Args:
+        model: the model.
+        x: data, shape ``(B, D)``.
+        grid: nodes of the quadrature; ``Grid()`` if it is needed and not given.
+
+    Returns:
+        Shape ``(B,)``, in nats per data point.
+
+    Raises:
+        ValueError: no exact method applies, or there are more states than can be summed.
+        QuadratureError: doubling the grid's spacing changes a value by more than ``grid.tolerance`` nats, or the
+            integrand is not small at the edge of the box.
+
+    >>> from lvmlib import LinearGaussian
+    >>> model = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0)
+    >>> x = torch.tensor([[5.0]])
+    >>> torch.stack([exact_log_marginal(model, x), exact_log_marginal(model, x, grid=Grid())]).detach()
+    tensor([[-3.0284],
+            [-3.0284]])
+    """
+    if grid is None and isinstance(model, LinearGaussian):
+        model.posterior(x)  # its checks of x
+        return model.marginal().log_prob(x)
+    if grid is None and model.num_states is not None:
+        check_states(model, num_columns=1)
+        return _stream_logsumexp(model, x)
+    grid = _check_grid(model, grid)
+    table = _grid_table(model, x, grid)
+    _check_resolved(table, grid, model.z_dim)
+    return table.logsumexp(0)
+
+
+@checked
+def exact_posterior(model: LatentVariableModel, x: Float[Tensor, "b d"], *, grid: Grid | None = None) -> ExactPosterior:
+    r"""Exact posterior :math:`p(z \mid x) = p(x, z) / p(x)` of each data point.
+
+    Args, methods and errors are those of `exact_log_marginal`.
+
+    Returns:
+        ``ExactPosterior(law, states)``. Under quadrature ``law.probs`` are the probabilities of the cells.
+
+    >>> from lvmlib import GaussianMixture
+    >>> model = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.ones(1))
+    >>> exact_posterior(model, torch.tensor([[0.0], [1.0]])).law.probs.detach()
+    tensor([[0.5000, 0.5000],
+            [0.1192, 0.8808]])
+    """
+    if grid is None and isinstance(model, LinearGaussian):
+        return ExactPosterior(model.posterior(x), None)
+    if grid is None and model.num_states is not None:
+        check_states(model, num_columns=len(x))
+        states = model.states()
+        return ExactPosterior(Categorical(logits=model.log_joint(x, states).T, validate_args=False), states)
+    grid = _check_grid(model, grid)
+    table = _grid_table(model, x, grid)
+    _check_resolved(table, grid, model.z_dim)
+    return ExactPosterior(Categorical(logits=table.T, validate_args=False), grid.nodes(model.z_dim).to(x))
+
+
+def check_states(model: LatentVariableModel, num_columns: int) -> None:
+    """Refuse an enumeration that would not finish or not fit, before any memory is asked for (``ValueError``)."""
+    if model.num_states * num_columns > MAX_STATES * 16 or model.num_states > MAX_STATES:
+        num_bytes = model.num_states * (num_columns + getattr(model, "z_dim", 1)) * 4
+        raise ValueError(
+            f"model: enumeration needs {model.num_states} states x {num_columns} data points ({num_bytes:.3g} bytes), "
+            f"allowed are {MAX_STATES} states and {16 * MAX_STATES} numbers; use fewer latents, fewer data points, "
+            "or the estimate log_marginal_estimate(model, x, proposal, num_samples)"
+        )
+
+
+def _stream_logsumexp(model: LatentVariableModel, x: Tensor) -> Tensor:
+    """Return log Σ_z p(x, z), a chunk of states at a time: memory does not grow with their number (without grad)."""
+    chunk = max(1, CHUNK_NUMBERS // x.numel())
+    total = x.new_full((len(x),), -math.inf)
+    for start in range(0, model.num_states, chunk):
+        states = model.states(start, min(start + chunk, model.num_states))
+        table = torch.cat([total[None], model.log_joint(x, states)])
+        total = log_mean_exp(table) + math.log(len(table))  # log-sum-exp with gradient 0 where all states are −∞
+    return total
+
+
+def _check_grid(model: LatentVariableModel, grid: Grid | None) -> Grid:
+    if not isinstance(model, GaussianLatentModel) or model.z_dim > 2:
+        raise ValueError(
+            f"model: no exact log p(x) is known for {type(model).__name__} with z_dim = "
+            f"{getattr(model, 'z_dim', None)}; allowed are finitely many states, LinearGaussian, and a Gaussian prior "
+            "with z_dim 1 or 2; otherwise use log_marginal_estimate"
+        )
+    grid = Grid() if grid is None else grid
+    check_count("grid.num_nodes", grid.num_nodes, minimum=5)
+    if grid.num_nodes % 2 == 0:
+        raise ValueError(f"grid.num_nodes must be odd, so that every second node is a grid too, got {grid.num_nodes}")
+    check_positive("grid.radius", grid.radius)
+    return grid
+
+
+def _grid_table(model: LatentVariableModel, x: Tensor, grid: Grid) -> Tensor:
+    """Return log(p(x, z_s) · volume) for every node and data point, shape ``(S, B)``."""
+    nodes = grid.nodes(model.z_dim).to(x)
+    return model.log_joint(x, nodes) + grid.log_volume(model.z_dim)
+
+
+def _check_resolved(table: Tensor, grid: Grid, z_dim: int) -> None:
+    table = table.detach().reshape(*[grid.num_nodes] * z_dim, -1)
+    coarse = table[(slice(None, None, 2),) * z_dim].reshape(-1, table.shape[-1]).logsumexp(0)
+    fine = table.reshape(-1, table.shape[-1]).logsumexp(0)
+    edge = table.clone()
+    edge[(slice(1, -1),) * z_dim] = -math.inf
+    outside = (edge.reshape(-1, table.shape[-1]).logsumexp(0) - fine).exp()
+    error = (fine - coarse - z_dim * math.log(2)).abs()
+    worst = max(error.max().item(), outside.max().item())
+    if not worst <= grid.tolerance:
+        raise QuadratureError(
+            f"grid: {grid.num_nodes} nodes per axis on [-{grid.radius:g}, {grid.radius:g}] leave an error of "
+            f"{error.max().item():.2g} nats (by doubling the spacing) and a share {outside.max().item():.2g} of the "
+            f"mass at the edge, allowed is {grid.tolerance:g}; use more nodes or a larger radius"
+        )
+
+
+def count_vectors(num_states: int, num_samples: int) -> Float[Tensor, "n c"]:
+    """Return all ways to distribute K samples over C states, shape ``(N, C)``, in float64.
+
+    Raises:
+        ValueError: there are more than 2^22 of them.
+
+    >>> count_vectors(2, 2).tolist()
+    [[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]]
+    """
+    check_count("num_states", num_states)
+    check_count("num_samples", num_samples, minimum=0)
+    number = math.comb(num_samples + num_states - 1, num_states - 1)
+    if number > MAX_STATES:
+        raise ValueError(
+            f"num_samples: {num_samples} samples of {num_states} states give {number} count vectors, "
+            f"allowed are {MAX_STATES}"
+        )
+    rows = torch.zeros(1, 0, dtype=torch.float64)
+    for _ in range(num_states - 1):
+        left = num_samples - rows.sum(1)
+        repeats = left.long() + 1
+        starts = repeats.cumsum(0) - repeats
+        new = torch.arange(int(repeats.sum())) - starts.repeat_interleave(repeats)
+        rows = torch.cat([rows.repeat_interleave(repeats, 0), new[:, None].double()], 1)
+    return torch.cat([rows, (num_samples - rows.sum(1))[:, None]], 1)
+
+
+@checked
+def exact_expected_log_mean(
+    log_w: Float[Tensor, " c"], log_q: Float[Tensor, " c"], num_samples: int
+) -> Float[Tensor, ""]:
+    r"""Exact :math:`E[\log \hat p_K]` for a z with few values, by summing over how often each value is drawn.
+
+    .. math:: E[\log \hat p_K] = \sum_{n_1 + \dots + n_C = K} \frac{K!}{\prod_c n_c!} \prod_c q_c^{n_c}
+              \; \log \frac1K \sum_c n_c w_c
+
+    The order of the samples does not matter, so K^C tuples become (K + C − 1 choose C − 1) counts.
+
+    Args:
+        log_w: log-weight of each state, shape ``(C,)``.
+        log_q: log probability of each state under the proposal, shape ``(C,)``.
+        num_samples: K ≥ 1.
+
+    Returns:
+        A number in nats, below log p(x) = log Σ q w; float64.
+
+    Raises:
+        ValueError: there are more than 2^22 count vectors, or `log_q` does not sum to 1.
+
+    >>> half = torch.tensor([0.5, 0.5]).log()
+    >>> exact_expected_log_mean(torch.tensor([0.0, 2.0]), half, 1).round(decimals=6)  # the mean of 0 and 2
+    tensor(1., dtype=torch.float64)
+    """
+    check_count("num_samples", num_samples)
+    log_w, log_q = log_w.double(), log_q.double()
+    if not abs(log_q.logsumexp(0).item()) < 1e-5:
+        raise ValueError(f"log_q must be normalized (log-sum-exp 0 within 1e-5), got {log_q.logsumexp(0).item():g}")
+    counts = count_vectors(len(log_w), num_samples)
+    log_multinomial = math.lgamma(num_samples + 1) - torch.lgamma(counts + 1).sum(1)
+    # 0 · (−∞) is 0 here: a state that is not drawn contributes nothing
+    log_probability = log_multinomial + torch.where(counts > 0, counts * log_q, 0.0).sum(1)
+    log_mean = (counts.log() + log_w).logsumexp(1) - math.log(num_samples)
+    possible = log_probability > -math.inf
+    return (log_probability[possible].exp() * log_mean[possible]).sum()

@@ -1,0 +1,84 @@
+"""Vector-valued laws that models and proposals share. Each is a `torch.distributions.Distribution` with its event axis inside.
+
+A law that can be reparameterized has `transport(noise)`: the only place where noise becomes a sample.
+"""
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
+from torch.nn.functional import softplus
+
+
+class BernoulliVector(Independent):
+    r"""D binary pixels, independent given their logits; event shape ``(D,)``.
+
+    .. math:: \log p(x) = \sum_d x_d \ell_d - \log(1 + e^{\ell_d})
+
+    Args:
+        logits: shape ``(..., D)``.
+
+    >>> BernoulliVector(torch.zeros(2, 3)).log_prob(torch.ones(3))  # three fair coins
+    tensor([-2.0794, -2.0794])
+    """
+
+    def __init__(self, logits: Tensor):
+        super().__init__(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log probability of x, whose entries must be 0 or 1 (checked where models take data, not here)."""
+        logits = self.base_dist.logits
+        if logits.dim() == 3 and logits.shape[1] == 1 and x.dim() == 2:
+            # every state with every data point is one matrix product, S·B numbers instead of S·B·D
+            linear = logits[:, 0] @ x.mT
+        else:
+            linear = (x * logits).sum(-1)
+        return linear - softplus(logits).sum(-1)
+
+    def expand(self, batch_shape, _instance=None):
+        """Return the same law with a larger batch shape."""
+        return BernoulliVector(self.base_dist.logits.expand(*batch_shape, *self.event_shape))
+
+
+class DiagonalGaussian(Independent):
+    r"""Gaussian with independent coordinates; event shape ``(D,)``.
+
+    Args:
+        loc: mean, shape ``(..., D)``.
+        scale: standard deviation, same shape, above 0.
+
+    >>> q = DiagonalGaussian(torch.zeros(2), torch.ones(2))
+    >>> q.transport(torch.tensor([1.0, -1.0]))
+    tensor([ 1., -1.])
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor):
+        super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+    def transport(self, noise: Tensor) -> Tensor:
+        """Return loc + scale · noise: a sample, if `noise` is standard normal of shape ``(..., *batch, D)``."""
+        return self.base_dist.loc + self.base_dist.scale * noise
+
+    def expand(self, batch_shape, _instance=None):
+        """Return the same law with a larger batch shape."""
+        shape = (*batch_shape, *self.event_shape)
+        return DiagonalGaussian(self.base_dist.loc.expand(shape), self.base_dist.scale.expand(shape))
+
+
+class FullGaussian(MultivariateNormal):
+    r"""Gaussian with a full covariance matrix; event shape ``(D,)``.
+
+    Args:
+        loc: mean, shape ``(..., D)``.
+        scale_tril: Cholesky factor of the covariance, shape ``(..., D, D)``.
+
+    >>> q = FullGaussian(torch.zeros(2), torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
+    >>> q.transport(torch.tensor([1.0, 0.0]))
+    tensor([2., 1.])
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor):
+        super().__init__(loc, scale_tril=scale_tril, validate_args=False)
+
+    def transport(self, noise: Tensor) -> Tensor:
+        """Return loc + L · noise: a sample, if `noise` is standard normal of shape ``(..., *batch, D)``."""
+        return self.loc + (self._unbroadcasted_scale_tril @ noise[..., None])[..., 0]
