@@ -1,5 +1,6 @@
 """Small, tested library of the lecture notes on latent variable models: everything is a function of log w."""
 
+from lvmlib.autoregressive import AutoregressiveModel
 from lvmlib.exact import (
     ExactPosterior,
     Grid,
@@ -22,11 +23,16 @@ from lvmlib.models import (
     mlp,
 )
 from lvmlib.proposals import posterior_proposal, prior_proposal
+from lvmlib.training import NonFiniteError, em, fit
 from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoregressiveModel",
+    "NonFiniteError",
+    "em",
+    "fit",
     "BernoulliDecoder",
     "BernoulliMixture",
     "BernoulliVector",

@@ -101,9 +101,9 @@ def exact_log_marginal(
         check_states(model, num_columns=1)
         return _stream_logsumexp(model, x)
     grid = _check_grid(model, grid)
-    table = _grid_table(model, x, grid)
-    _check_resolved(table, grid, model.z_dim)
-    return table.logsumexp(0)
+    # a share of the data at a time, so that the table of nodes x data stays below 64 MB in float32
+    columns = max(1, 2**24 // grid.num_nodes**model.z_dim)
+    return torch.cat([_grid_table(model, part, grid).logsumexp(0) for part in x.split(columns)])
 
 
 @checked
@@ -129,7 +129,6 @@ def exact_posterior(model: LatentVariableModel, x: Float[Tensor, "b d"], *, grid
         return ExactPosterior(Categorical(logits=model.log_joint(x, states).T, validate_args=False), states)
     grid = _check_grid(model, grid)
     table = _grid_table(model, x, grid)
-    _check_resolved(table, grid, model.z_dim)
     return ExactPosterior(Categorical(logits=table.T, validate_args=False), grid.nodes(model.z_dim).to(x))
 
 
@@ -171,13 +170,16 @@ def _check_grid(model: LatentVariableModel, grid: Grid | None) -> Grid:
 
 
 def _grid_table(model: LatentVariableModel, x: Tensor, grid: Grid) -> Tensor:
-    """Return log(p(x, z_s) · volume) for every node and data point, shape ``(S, B)``."""
+    """Return log(p(x, z_s) · volume) for every node and data point, shape ``(S, B)``, checked for resolution."""
     nodes = grid.nodes(model.z_dim).to(x)
-    return model.log_joint(x, nodes) + grid.log_volume(model.z_dim)
+    table = model.log_joint(x, nodes) + grid.log_volume(model.z_dim)
+    if grid.tolerance < math.inf:
+        _check_resolved(table.detach(), grid, model.z_dim)
+    return table
 
 
 def _check_resolved(table: Tensor, grid: Grid, z_dim: int) -> None:
-    table = table.detach().reshape(*[grid.num_nodes] * z_dim, -1)
+    table = table.reshape(*[grid.num_nodes] * z_dim, -1)
     coarse = table[(slice(None, None, 2),) * z_dim].reshape(-1, table.shape[-1]).logsumexp(0)
     fine = table.reshape(-1, table.shape[-1]).logsumexp(0)
     edge = table.clone()

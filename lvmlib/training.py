@@ -1,0 +1,155 @@
+r"""Training: one loop for every objective with a gradient, and the EM algorithm for finite mixtures."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lvmlib.contracts import check_count, check_positive, checked
+from lvmlib.exact import exact_log_marginal, exact_posterior
+from lvmlib.models import FiniteMixture
+
+Objective = Callable[[nn.Module, nn.Module | None, Tensor], Tensor]
+
+
+class NonFiniteError(ValueError):
+    """An objective or a gradient was NaN or infinite; the model was left as it was before that step."""
+
+
+@checked
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    x: Float[Tensor, "n d"],
+    *,
+    encoder: nn.Module | None = None,
+    num_epochs: int = 100,
+    batch_size: int = 100,
+    learning_rate: float = 3e-3,
+    evaluate: Callable[[], float] | None = None,
+    evaluate_every: int = 1,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    r"""Maximize the mean of an objective over the data with Adam, in shuffled minibatches.
+
+    .. math:: \max_{\theta, \phi} \; \frac1N \sum_{i=1}^N \mathcal L_{\theta, \phi}(x^{(i)})
+
+    This is the one place where the sign flips (a loss is minimized) and where the mean over the batch is taken.
+    The learning rate falls linearly to a tenth over the second half of the steps. The model, and the encoder if there
+    is one, are changed in place and left in their last state with a finite objective.
+
+    Args:
+        model: gives p.
+        objective: a function ``(model, encoder, x) -> (B,)`` in nats per data point, the larger the better.
+        x: training data, shape ``(N, D)``.
+        encoder: gives q, if the objective needs it.
+        num_epochs: passes over the data, ≥ 1.
+        batch_size: data points per step, from 1 to N; the last batch of an epoch may be smaller.
+        learning_rate: Adam's, > 0.
+        evaluate: called without arguments and without gradient after epochs `evaluate_every`, 2·`evaluate_every`, …,
+            and before the first; its numbers come back in the history.
+        evaluate_every: in epochs.
+        progress: show a progress bar, on standard error.
+
+    Returns:
+        ``objective``: mean over each epoch's data, shape ``(num_epochs,)``, in nats; with `evaluate` also
+        ``evaluate`` and the epochs it was called at, ``evaluate_epoch``.
+
+    Raises:
+        ValueError: an argument out of range, or an objective of another shape than ``(B,)``.
+        NonFiniteError: the objective or its gradient is NaN or infinite; names the step and the data points.
+    """
+    check_count("num_epochs", num_epochs)
+    check_count("evaluate_every", evaluate_every)
+    check_count("batch_size", batch_size)
+    check_positive("learning_rate", learning_rate)
+    if len(x) == 0 or batch_size > len(x):
+        raise ValueError(f"batch_size must be from 1 to the number of data points {len(x)}, got {batch_size}")
+    parameters = [p for part in (model, encoder) if part is not None for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    num_steps = num_epochs * math.ceil(len(x) / batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.9 - 1.8 * step / num_steps))
+    history: dict[str, list[float]] = {"objective": []}
+    if evaluate is not None:
+        history |= {"evaluate": [_evaluated(evaluate)], "evaluate_epoch": [0]}
+    for epoch in tqdm(range(num_epochs), disable=not progress, desc="fit", unit="epoch"):
+        total = 0.0
+        for index in torch.randperm(len(x)).split(batch_size):
+            values = objective(model, encoder, x[index])
+            if values.shape != (len(index),):
+                raise ValueError(f"objective must return shape ({len(index)},), got {tuple(values.shape)}")
+            optimizer.zero_grad()
+            (-values.mean()).backward()
+            _check_step(values, parameters, index, epoch)
+            optimizer.step()
+            schedule.step()
+            total += values.detach().sum().item()
+        history["objective"].append(total / len(x))
+        if evaluate is not None and (epoch + 1) % evaluate_every == 0:
+            history["evaluate"].append(_evaluated(evaluate))
+            history["evaluate_epoch"].append(epoch + 1)
+    return {name: torch.tensor(values) for name, values in history.items()}
+
+
+@torch.no_grad()
+def _evaluated(evaluate: Callable[[], float]) -> float:
+    return float(evaluate())
+
+
+def _check_step(values: Tensor, parameters: list[Tensor], index: Tensor, epoch: int) -> None:
+    bad = index[~torch.isfinite(values)]
+    if len(bad):
+        raise NonFiniteError(f"objective is NaN or infinite in epoch {epoch}, at data points {bad[:5].tolist()}")
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+        raise NonFiniteError(f"the gradient is NaN or infinite in epoch {epoch}, batch of {index[:5].tolist()}, …")
+
+
+@torch.no_grad()
+@checked
+def em(
+    model: FiniteMixture, x: Float[Tensor, "n d"], num_steps: int, *, pseudo_count: float = 0.0
+) -> Float[Tensor, " steps_and_start"]:
+    r"""Run EM on a finite mixture, in place.
+
+    .. math:: r_{ic} = p(z = c \mid x^{(i)}), \qquad
+              \theta \leftarrow \arg\max_\theta \sum_i \sum_c r_{ic} \log p_\theta(x^{(i)}, z = c) + \log p(\theta)
+
+    No step decreases Σ log p(x) + log p(θ), where log p(θ) is the log density of the prior that `pseudo_count`
+    stands for (0 without pseudo-counts).
+
+    Args:
+        model: a `GaussianMixture` or `BernoulliMixture`.
+        x: data, shape ``(N, D)``.
+        num_steps: number of E- and M-steps, ≥ 1.
+        pseudo_count: imagined observations of each kind per pixel; see `BernoulliMixture.m_step`.
+
+    Returns:
+        The objective (Σ log p(x) + log p(θ)) / N before the first step and after each, shape ``(num_steps + 1,)``,
+        in nats per data point.
+
+    Raises:
+        ValueError: an argument out of range, or an M-step that has no finite answer (see the model's `m_step`).
+        NonFiniteError: the objective became NaN or infinite; the model is left as it was before that step.
+
+    Reference:
+        Dempster, Laird and Rubin (1977); chapter 2.
+    """
+    check_count("num_steps", num_steps)
+
+    def objective() -> Tensor:
+        return exact_log_marginal(model, x).mean() + model.log_penalty(pseudo_count) / len(x)
+
+    history = [objective()]
+    for step in range(num_steps):
+        before = copy.deepcopy(model.state_dict())
+        model.m_step(x, exact_posterior(model, x).law.probs, pseudo_count)
+        history.append(objective())
+        if not torch.isfinite(history[-1]):
+            model.load_state_dict(before)
+            raise NonFiniteError(f"the objective became {history[-1].item()} in step {step}")
+    return torch.stack(history)
