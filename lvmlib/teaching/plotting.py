@@ -32,6 +32,8 @@ def styled(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
+        # loads the notebook's backend, which switches figures on: inside rc_context this would be undone at its end
+        plt.draw_if_interactive()
         with plt.rc_context(RC):
             return function(*args, **kwargs)
 
