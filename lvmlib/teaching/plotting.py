@@ -172,3 +172,16 @@ def images(
     ax.set_axis_off()
     ax.set_title(title, fontsize=10)
     return ax
+
+
+@styled
+def labelled_points(points: object, labels: object, *, ax: Axes | None = None, **names) -> Axes:
+    """Draw each point (N, 2) as its label (N,), a short text: readable without telling ten colours apart."""
+    ax = panels(width=5.4, height=4.8) if ax is None else ax
+    points, labels = array(points), array(labels)
+    for point, label in zip(points, labels, strict=True):
+        ax.text(*point, str(label), color=COLORS[int(label) % 7], fontsize=7, ha="center", va="center")
+    margin = 0.05 * (points.max(0) - points.min(0))
+    ax.set_xlim(points[:, 0].min() - margin[0], points[:, 0].max() + margin[0])
+    ax.set_ylim(points[:, 1].min() - margin[1], points[:, 1].max() + margin[1])
+    return finish(ax, **names)

@@ -1,0 +1,45 @@
+# The two commands are `make book` and `make test`. Each sets itself up on a fresh machine.
+# Another interpreter: make book PYTHON=python3.12
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+
+# With more threads than idle cores, torch's small operations spin and get up to 200 times slower.
+export OMP_NUM_THREADS := 1
+# Passed through the environment, so that the shell does not interpret what is in it.
+export URL
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help environment book test check selftest resolve url clean distclean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+environment:
+	@$(PYTHON) tools/environment.py
+
+book: environment  ## build the executed book into _build/html
+	@$(VENV_PYTHON) tools/build.py
+
+test: environment  ## run all tests, stage by stage
+	@$(VENV_PYTHON) tools/stages.py
+
+check: environment  ## lint and formatting only
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+
+selftest: environment  ## plant faults and see that the tests find them (slow)
+	@$(VENV_PYTHON) tools/selftest.py
+
+resolve: environment  ## see that requirements.txt resolves for every supported Python (needs the network)
+	@$(VENV_PYTHON) tools/resolve.py
+
+url: environment  ## change the repository's address everywhere: make url URL=https://github.com/OWNER/NAME
+	@$(VENV_PYTHON) tools/set_url.py "$$URL"
+
+clean:  ## remove what was built and all caches
+	rm -rf _build build dist lvmlib.egg-info .pytest_cache .ruff_cache
+	find . -path ./.git -prune -o -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove the virtual environment
+	rm -rf .venv .venv-new-* .venv-old-*
