@@ -8,6 +8,7 @@ from lvmlib.exact import (
     exact_expected_log_mean,
     exact_log_marginal,
     exact_posterior,
+    posterior_proposal,
 )
 from lvmlib.importance import Draw, draw, log_marginal_estimate, score
 from lvmlib.laws import BernoulliVector, DiagonalGaussian, FullGaussian
@@ -22,7 +23,7 @@ from lvmlib.models import (
     LinearGaussian,
     mlp,
 )
-from lvmlib.proposals import posterior_proposal, prior_proposal
+from lvmlib.proposals import prior_proposal
 from lvmlib.training import NonFiniteError, em, fit
 from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
 
@@ -30,9 +31,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoregressiveModel",
-    "NonFiniteError",
-    "em",
-    "fit",
     "BernoulliDecoder",
     "BernoulliMixture",
     "BernoulliVector",
@@ -47,12 +45,15 @@ __all__ = [
     "Grid",
     "LatentVariableModel",
     "LinearGaussian",
+    "NonFiniteError",
     "QuadratureError",
     "draw",
     "effective_sample_size",
+    "em",
     "exact_expected_log_mean",
     "exact_log_marginal",
     "exact_posterior",
+    "fit",
     "log_marginal_estimate",
     "log_mean_exp",
     "mlp",

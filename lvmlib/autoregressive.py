@@ -71,9 +71,8 @@ class AutoregressiveModel(nn.Module):
         Raises:
             TypeError, ValueError: x has another dtype, number of columns, or values other than 0 and 1.
         """
-        law = self(x)
-        check_data(x, law)
-        return law.log_prob(x)
+        check_data(x, BernoulliVector(self.output.bias))
+        return self(x).log_prob(x)
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, incremental: bool = True, uniforms: Tensor | None = None) -> Tensor:

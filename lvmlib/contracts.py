@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import reprlib
 import typing
 
 import torch
@@ -12,7 +13,7 @@ def describe(value: object) -> str:
     """Say what came, in the form used by all error messages: shape and dtype of a tensor, else type and value."""
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} {value.dtype}"
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 def _arrays(annotation: object) -> list[type]:

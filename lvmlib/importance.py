@@ -116,7 +116,7 @@ def log_marginal_estimate(
     """
     check_count("num_samples", num_samples)
     q = proposal(x)
-    chunk = max(1, min(num_samples, CHUNK_NUMBERS // x.numel()))
+    chunk = max(1, min(num_samples, CHUNK_NUMBERS // max(1, x.numel())))
     parts, sizes = [], []
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)

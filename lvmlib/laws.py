@@ -1,9 +1,8 @@
-"""Vector-valued laws that models and proposals share. Each is a `torch.distributions.Distribution` with its event axis inside.
+"""Vector-valued laws that models and proposals share: torch Distributions with their event axis inside.
 
 A law that can be reparameterized has `transport(noise)`: the only place where noise becomes a sample.
 """
 
-import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
 from torch.nn.functional import softplus

@@ -3,6 +3,7 @@ r"""Latent variable models: a prior p(z) and a likelihood p(x | z), and what fol
 Shapes: z carries the samples first, ``(K, B, *z_event)``; data are ``(B, D)``; scores are ``(K, B)``.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -180,16 +181,27 @@ class GaussianMixture(FiniteMixture):
         r"""Weighted means (and, with `learn_scale`, variances) of the data; weights are mean responsibilities.
 
         A component with no data keeps its parameters. No prior is defined here: `pseudo_count` must be 0.
+
+        Raises:
+            ValueError: `pseudo_count` is not 0; or `learn_scale` is on and a component's variance would be 0, where
+                the likelihood is unbounded. The model is then left as it was.
         """
         if pseudo_count != 0:
             raise ValueError(f"pseudo_count must be 0 for a Gaussian mixture, got {pseudo_count}")
         mass = responsibilities.sum(0)
-        self.weight_logits.copy_((mass / mass.sum()).log())
         used = mass > 0
-        self.loc[used] = (responsibilities.T @ x)[used] / mass[used, None]
+        shares = (responsibilities / torch.where(used, mass, 1.0))[:, used].T
+        loc = shares @ x
         if self.log_scale.requires_grad:
-            squares = (responsibilities.T @ x.square())[used] / mass[used, None] - self.loc[used].square()
-            self.log_scale[used] = squares.clamp_min(0.0).log() / 2
+            variance = (shares[:, :, None] * (x - loc[:, None]).square()).sum(1)
+            if not (variance > torch.finfo(x.dtype).tiny).all():
+                raise ValueError(
+                    f"learn_scale: {int((variance <= torch.finfo(x.dtype).tiny).sum())} scales would become 0, because "
+                    "a component has collapsed onto one point; the likelihood has no maximum there: fix the scale"
+                )
+            self.log_scale[used] = variance.log() / 2
+        self.loc[used] = loc
+        self.weight_logits.copy_((mass / mass.sum()).log())
 
     def log_penalty(self, pseudo_count: float) -> Tensor:
         """Return 0: no prior on the parameters."""
@@ -274,7 +286,7 @@ def mlp(in_dim: int, hidden_dims: Sequence[int], out_dim: int) -> nn.Sequential:
     sizes = [in_dim, *hidden_dims, out_dim]
     for position, size in enumerate(sizes):
         check_count(f"size {position} of the network", size)
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.Tanh())]
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*layers[:-1])
 
 

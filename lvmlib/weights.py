@@ -13,7 +13,8 @@ from torch import Tensor
 from lvmlib.contracts import checked
 
 
-def _check_log_w(log_w: Tensor) -> None:
+def check_log_w(log_w: Tensor) -> None:
+    """Refuse log-weights (K, B) with K = 0, or with entries that are NaN or +∞ (``ValueError``)."""
     if log_w.shape[0] < 1:
         raise ValueError(f"log_w must hold at least 1 sample (num_samples >= 1), got shape {tuple(log_w.shape)}")
     bad = (log_w.isnan() | (log_w == math.inf)).nonzero()
@@ -27,7 +28,7 @@ def _check_log_w(log_w: Tensor) -> None:
 
 def _shifted_weights(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """Return exp(log_w − m) and the shift m (1, B): the largest log-weight, or 0 where all weights are zero."""
-    _check_log_w(log_w)
+    check_log_w(log_w)
     shift = log_w.detach().amax(0, keepdim=True)
     shift = shift.masked_fill(shift == -math.inf, 0.0)
     return (log_w - shift).exp(), shift

@@ -6,6 +6,7 @@ except where fixed parameters are wanted.
 """
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from decimal import Decimal, localcontext
 
 import torch
 
@@ -83,9 +85,225 @@ def one_plus_chi2(s: float, sigma: float, shift: float) -> float:
     return s**2 / (sigma * math.sqrt(inside)) * math.exp(shift**2 / inside)
 
 
-def log_normal(z: torch.Tensor, loc: float, scale: float) -> torch.Tensor:
+def log_normal(z: torch.Tensor, loc: float | torch.Tensor, scale: float) -> torch.Tensor:
     """Log density of a Gaussian, from its formula and in the dtype of z."""
     return -0.5 * ((z - loc) / scale).square() - math.log(scale * math.sqrt(2 * math.pi))
+
+
+# Primer
+
+
+@equation("0.1", "the log-sum-exp may be shifted by any m (decimal arithmetic with 40 digits)", "log_mean_exp")
+def eq_0_1() -> float:
+    residuals = []
+    for numbers in ([-944.0, -945.5, -2000.0], [700.0, 710.0, 699.0], [0.3, -1.0, 0.3]):
+        with localcontext() as context:
+            context.prec = 40
+            exact = float(sum(Decimal(number).exp() for number in numbers).ln())
+        a = torch.tensor(numbers, dtype=F64)
+        shifts = torch.stack([a.max(), a.max() - 7.0, a.max() + 3.0])
+        shifted = shifts + (a[:, None] - shifts).exp().sum(0).log()
+        residuals += [shifted - exact, lv.log_mean_exp(a[:, None]) + math.log(3) - exact]
+    return largest(*residuals)
+
+
+def laws_on_a_grid() -> torch.Tensor:
+    """All laws of three values whose probabilities are multiples of 1/10, zeros included, shape (66, 3)."""
+    counts = [c for c in itertools.product(range(11), repeat=3) if sum(c) == 10]
+    return torch.tensor(counts, dtype=F64) / 10
+
+
+def kl_table(q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """KL(q‖p) of every law in q with every law in p, by the definition."""
+    q, p = q[:, None], p[None]
+    return torch.where(q > 0, q * (q.log() - p.log()), 0.0).sum(-1)
+
+
+@equation("0.2", "E log W ≤ log E W, equal only for constant W (66 laws, three values)")
+def eq_0_2() -> float:
+    laws, residuals = laws_on_a_grid(), []
+    for values in ((1.0, 9.0, 0.2), (3.0, 3.1, 1e-6), (2.0, 2.0, 2.0)):
+        w = torch.tensor(values, dtype=F64)
+        gap = (laws @ w).log() - laws @ w.log()
+        constant = (laws @ w.square() - (laws @ w).square()) < 1e-12
+        residuals += [gap.clamp(max=0.0), gap[constant], (gap[~constant] <= 0).double()]
+    return largest(*residuals)
+
+
+@equation("0.3", "KL ≥ 0, and 0 only for equal laws (all pairs of 66 laws)")
+def eq_0_3() -> float:
+    laws = laws_on_a_grid()
+    kl = kl_table(laws, laws)
+    same = torch.eye(len(laws), dtype=torch.bool)
+    return largest(kl.clamp(max=0.0), kl[same], (kl[~same] <= 0).double())
+
+
+@equation("0.4", "KL between two Gaussians in closed form (quadrature)", "DiagonalGaussian")
+def eq_0_4() -> float:
+    z = torch.linspace(-60, 60, 60_001, dtype=F64)[:, None]
+    residuals = []
+    for m, s, mu, sigma in ((0.5, 0.8, -1.0, 2.0), (1.0, 3.0, 0.0, 1.5), (0.0, 0.4, 0.0, 0.5)):
+        closed = math.log(sigma / s) + (s**2 + (m - mu) ** 2) / (2 * sigma**2) - 0.5
+        q = lv.DiagonalGaussian(torch.tensor([m], dtype=F64), torch.tensor([s], dtype=F64))
+        p = lv.DiagonalGaussian(torch.tensor([mu], dtype=F64), torch.tensor([sigma], dtype=F64))
+        log_q, log_p = q.log_prob(z), p.log_prob(z)
+        integral = (log_q.exp() * (log_q - log_p)).sum() * (z[1, 0] - z[0, 0])
+        residuals += [integral - closed, torch.distributions.kl_divergence(q, p) - closed]
+    return largest(*residuals)
+
+
+@equation("0.5", "the gradient of a log-sum-exp is the softmax (autograd, differences)", "log_mean_exp", tolerance=1e-9)
+def eq_0_5() -> float:
+    a = torch.tensor([0.3, -1.0, 2.0, -0.4], dtype=F64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(lv.log_mean_exp(a[:, None]).sum(), a)
+    softmax = a.detach().exp() / a.detach().exp().sum()
+    steps = 1e-4 * torch.eye(4, dtype=F64)
+
+    def log_sum_exp(b: torch.Tensor) -> torch.Tensor:
+        return b.exp().sum(-1).log()
+
+    # fourth-order central differences: error of order 1e-16 from the formula, 1e-12 from rounding
+    near, far = (log_sum_exp(a.detach() + k * steps) - log_sum_exp(a.detach() - k * steps) for k in (1, 2))
+    return largest(gradient - softmax, (8 * near - far) / 12e-4 - softmax)
+
+
+# Chapter 1 · Why latent variable models?
+
+
+def binary_vectors(length: int) -> torch.Tensor:
+    """Return all binary vectors, shape (2^length, length)."""
+    return torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=F64)] * length).reshape(-1, length)
+
+
+def bernoulli_mixture() -> lv.BernoulliMixture:
+    """Three types of image with five pixels, in float64."""
+    torch.manual_seed(0)
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=F64)
+    return lv.BernoulliMixture(weights, 0.1 + 0.8 * torch.rand(3, 5, dtype=F64)).requires_grad_(False)
+
+
+@equation("1.1", "the masked network's law is the product of its conditionals", "AutoregressiveModel.log_prob")
+def eq_1_1() -> float:
+    torch.manual_seed(0)
+    model, x = lv.AutoregressiveModel(5, 7).double().requires_grad_(False), binary_vectors(5)
+    p = model.log_prob(x).exp()
+    residuals = [p.sum() - 1]
+    for d in range(5):
+        same_past = (x[:, None, :d] == x[None, :, :d]).all(-1).double()
+        conditional = (same_past @ (p * x[:, d])) / (same_past @ p)
+        residuals.append(conditional - model(x).mean[:, d])
+    return largest(*[residual.reshape(-1) for residual in residuals])
+
+
+@equation("1.2", "p(x) is the prior-weighted sum of products over pixels", "exact_log_marginal")
+def eq_1_2() -> float:
+    model, x = bernoulli_mixture(), binary_vectors(5)
+    weights, means = model.weight_logits.softmax(0), model.logits.sigmoid()
+    total = sum(weights[c] * (means[c] ** x * (1 - means[c]) ** (1 - x)).prod(1) for c in range(3))
+    return largest(lv.exact_log_marginal(model, x).exp() - total)
+
+
+@equation("1.3", "pixels are independent given z, for every pair and every z", "LatentVariableModel.log_likelihood")
+def eq_1_3() -> float:
+    model, x = bernoulli_mixture(), binary_vectors(5)
+    given_z = model.log_likelihood(x, model.states()).exp()  # p(x | z) of all 32 images, (3, 32)
+    both = torch.einsum("cn,ni,nj->cij", given_z, x, x)
+    on = given_z @ x
+    pairs = ~torch.eye(5, dtype=torch.bool)
+    return largest((both - on[:, :, None] * on[:, None, :])[:, pairs])
+
+
+# Chapter 2 · Training by likelihood
+
+
+@equation("2.1", "the gradient of log p(x) is the posterior mean of the gradient of log p(x, z)", "exact_log_marginal")
+def eq_2_1() -> float:
+    model = small_mixture()
+    model.loc.requires_grad_(True)
+    (left,) = torch.autograd.grad(lv.exact_log_marginal(model, X).sum(), [model.loc])
+    posterior = lv.exact_posterior(model, X).law.probs.detach()
+    (right,) = torch.autograd.grad((posterior.T * model.log_joint(X, model.states())).sum(), [model.loc])
+    return largest(left - right)
+
+
+@equation("2.2", "EM's lower bound on the gain of log p(x) (largest violation)", "exact_posterior", "em")
+def eq_2_2() -> float:
+    old, violations = small_mixture(), []
+    r = lv.exact_posterior(old, X).law.probs.T
+    old_joint = old.log_joint(X, old.states())
+    for seed in range(20):
+        torch.manual_seed(seed)
+        new = small_mixture()
+        new.loc += torch.randn(3, 1, dtype=F64)
+        new_joint = new.log_joint(X, new.states())
+        gain = lv.exact_log_marginal(new, X) - lv.exact_log_marginal(old, X)
+        identity = (r * (new_joint - old_joint).exp()).sum(0).log()  # the first line
+        bound = (r * (new_joint - old_joint)).sum(0)  # the second line
+        violations += [gain - identity, (bound - gain).clamp_min(0.0)]
+    history = lv.em(small_mixture(), X, 20)
+    return largest(*violations, (-history.diff()).clamp_min(0.0))
+
+
+@equation("2.3", "the M-step with pseudo-counts maximizes the penalized objective", "BernoulliMixture.m_step")
+def eq_2_3() -> float:
+    model, x = bernoulli_mixture(), binary_vectors(5)[[1, 5, 7, 22, 30, 31]]
+    r = lv.exact_posterior(model, x).law.probs
+    model.m_step(x, r, 0.5)
+    model.logits.requires_grad_(True)
+    objective = (r.T * model.log_likelihood(x, model.states())).sum() + model.log_penalty(0.5)
+    (gradient,) = torch.autograd.grad(objective, [model.logits])  # zero at the maximum of a concave function
+    by_hand = (0.5 + r.T @ x) / (1.0 + r.sum(0)[:, None])
+    return largest(gradient, model.logits.sigmoid() - by_hand)
+
+
+@equation(
+    "2.4", "the linear-Gaussian marginal against quadrature", "LinearGaussian.marginal", "exact_log_marginal", "Grid"
+)
+def eq_2_4() -> float:
+    weight = torch.tensor([[1.0, 0.5], [0.0, 1.2], [0.7, -1.0]], dtype=F64)
+    model = lv.LinearGaussian(weight, torch.tensor([0.1, -0.2, 0.3], dtype=F64), 0.6)
+    x = torch.tensor([[0.3, -2.0, 1.0], [2.0, 0.0, 1.0]], dtype=F64)
+    return largest(lv.exact_log_marginal(model, x) - lv.exact_log_marginal(model, x, grid=lv.Grid(161, 9.0)))
+
+
+@equation("2.5", "E log p̂_K rises with K and stays below log p(x) (largest violation)", "exact_expected_log_mean")
+def eq_2_5() -> float:
+    _, log_w, p = mixture_weights()
+    violations = []
+    for column in range(2):
+        expected = [lv.exact_expected_log_mean(log_w[:, column], PROPOSAL.log(), k) for k in range(1, 30)]
+        expected = torch.stack([*expected, p[column].log()])
+        violations.append((-expected.diff()).clamp_min(0.0))
+    # the values themselves, against the sum over all runs
+    runs, probability = all_runs(3)
+    by_runs = probability @ log_w[runs, 0].exp().mean(1).log()
+    return largest(*violations, by_runs - lv.exact_expected_log_mean(log_w[:, 0], PROPOSAL.log(), 3))
+
+
+@equation("2.6", "C separated causes give a relative variance of C − 1 under the prior", "GaussianMixture")
+def eq_2_6() -> float:
+    residuals = []
+    for c in (2, 5, 17):
+        loc = 100.0 * torch.arange(c, dtype=F64)[:, None]
+        model = lv.GaussianMixture(torch.full((c,), 1 / c, dtype=F64), loc, torch.ones(1, dtype=F64))
+        w = model.log_likelihood(torch.full((1, 1), 0.3, dtype=F64), model.states())[:, 0].exp()
+        residuals.append((w.square().mean() / w.mean().square() - 1 - (c - 1)).reshape(1))
+    return largest(*residuals)
+
+
+@equation("2.7", "second moment of a Gaussian likelihood under the prior (quadrature)")
+def eq_2_7() -> float:
+    z = torch.linspace(-12, 12, 40_001, dtype=F64)
+    residuals = []
+    for x, s in ((0.0, 0.3), (1.3, 0.8)):
+        integral = (log_normal(z, 0.0, 1.0) + 2 * log_normal(torch.tensor(x, dtype=F64), z, s)).exp().sum() * (
+            z[1] - z[0]
+        )
+        closed = log_normal(torch.tensor(x, dtype=F64), 0.0, math.sqrt(1 + s**2 / 2)).exp() / (
+            2 * s * math.sqrt(math.pi)
+        )
+        residuals.append((integral - closed).reshape(1))
+    return largest(*residuals)
 
 
 # Chapter 3 · Importance sampling

@@ -87,6 +87,7 @@ class Book:
     callouts: tuple  # first words of the block quotes that the extension turns into boxes
     version: str
     files: dict = field(default_factory=dict)  # path of every file of the book -> size
+    library: str = ""  # the text of lvmlib, whose docstrings cite papers
     places: dict = field(default_factory=dict)  # other files that name the repository's URL -> text
 
     def cells(self, path):
@@ -130,6 +131,7 @@ def read_book(root=ROOT):
         callouts=tuple(ast.literal_eval(callouts[1])),
         version=version[1] if version else "",
         files={name: path.stat().st_size for name, path in files.items()},
+        library="\n".join(path.read_text(encoding="utf-8") for path in sorted((root / "lvmlib").rglob("*.py"))),
         places={name: (root / name).read_text(encoding="utf-8") for name in named if (root / name).is_file()},
     )
 
@@ -627,18 +629,36 @@ def check_sections(book):
     return problems
 
 
+def check_truth(book):
+    """A numbered chapter asserts its estimate against the truth in a cell that every reader sees."""
+    problems = []
+    for path, _ in book.chapters():
+        section, found = "", False
+        for cell in book.cells(path):
+            for _, title in headings(cell.prose):
+                section = title.lower()
+            visible = cell.is_code and not {"hide-input", "hide-cell", "remove-cell"} & set(cell.tags)
+            asserts = visible and re.search(r"^\s*assert\b|testing\.assert_", cell.source, re.MULTILINE)
+            found = found or (section.startswith("against the truth") and bool(asserts))
+        if not found:
+            problems.append(f"{Path(path).name}: the section 'Against the truth' has no visible cell with an assertion")
+    return problems
+
+
 def check_exercises(book):
     """Three to five exercises, each with a solution of the same number under the heading Solutions."""
     problems = []
     for path, chapter in book.chapters():
         name, section, exercises, solutions = Path(path).name, "", [], []
         for cell in book.cells(path):
-            for _, title in headings(cell.prose):
-                section = title
+            for line in [] if cell.is_code else cell.source.splitlines():
+                section = next((title for _, title in headings(line)), section)
+                if re.match(r"> \*\*Solution", line) and not section.startswith("Solutions"):
+                    problems.append(f"{cell}: a solution outside the section Solutions")
             exercises += [(cell, number) for number in marked(cell, "Exercise")]
             solutions += [(cell, number) for number in marked(cell, "Solution")]
-            if marked(cell, "Solution") and not section.startswith("Solutions"):
-                problems.append(f"{cell}: a solution outside the section Solutions")
+            if cell.is_code and section.startswith("Solutions") and "hide-cell" not in cell.tags:
+                problems.append(f"{cell}: code among the solutions needs the tag hide-cell")
         given, solved = [number for _, number in exercises], [number for _, number in solutions]
         if not 3 <= len(given) <= 5:
             problems.append(f"{name}: {len(given)} exercises, allowed are three to five")
@@ -659,12 +679,14 @@ def check_collapsed(book):
             f"{Path(path).name}: collapsed_sections names no cell {name}" for name in listed if name not in cells
         ]
         for name, cell in cells.items():
-            has_heading = any(title.startswith("Solutions") for _, title in headings(cell.prose))
-            if has_heading and (name not in listed or not re.match(r"#+ Solutions", cell.source)):
-                problems.append(
-                    f"{cell}: the cell must begin with its heading Solutions and be listed in"
-                    f" colab.collapsed_sections, got {listed}"
-                )
+            titles = [title for _, title in headings(cell.prose)]
+            if any(title.startswith("Solutions") for title in titles) and name not in listed:
+                problems.append(f"{cell}: the heading Solutions must be in colab.collapsed_sections, got {listed}")
+            # Colab folds whole cells: what stands above such a heading in its cell would be on the wrong side.
+            for title in titles:
+                opens = cell.source.lstrip("# ").startswith(title) and cell.source.startswith("#")
+                if title.startswith(("Solutions", "Further reading")) and not opens:
+                    problems.append(f"{cell}: the cell must begin with its heading {title!r}")
     return problems
 
 
@@ -679,6 +701,12 @@ def reference_entries(text):
         if addresses:
             entries.append((" ".join(block.split())[:60], addresses, "further reading" in (section + block).lower()))
     return entries
+
+
+def arxiv_id(address):
+    """Return how a docstring cites the paper of an arXiv address, or the address of another one."""
+    match = re.search(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", address)
+    return f"arXiv:{match[1]}" if match else address
 
 
 def check_citations(book):
@@ -696,7 +724,8 @@ def check_citations(book):
     ]
     targets = {target for _, _, target in linked}
     for entry, addresses, further in entries:
-        if not further and not targets & set(addresses):
+        in_docstrings = any(address in book.library or arxiv_id(address) in book.library for address in addresses)
+        if not further and not in_docstrings and not targets & set(addresses):
             problems.append(f"{references}: {entry!r} is cited nowhere; cite it or mark it as further reading")
     return problems
 
@@ -726,7 +755,7 @@ def test_the_book_has_numbered_chapters(book):
 # ---------------------------------------------------------------- a tiny book, and one fault at a time
 
 SETUP = 'import lvmlib\n\nsource = "git+https://example.org/OWNER/tiny@v0.1.0"'
-SECTION_TEXT = "\n\n".join(f"## {name}" for name in ("Against the truth", "How it fails", "Summary"))
+SECTION_TEXT = "\n\n".join(f"## {name}" for name in ("How it fails", "Summary"))
 TINY_CELLS = (
     (
         "title",
@@ -737,6 +766,8 @@ TINY_CELLS = (
     ("setup", SETUP),
     ("equation", "<a id='eq-1-1'></a>\n\n$$ 1 + 1 = 2 \\tag{1.1} $$\n\n> **Note.** True.\n\n<a id='fig-1-1'></a>"),
     ("figure", "import matplotlib.pyplot as plt\n\nplt.plot([1, 2])"),
+    ("truth", "## Against the truth\n\nWe count."),
+    ("proof", "assert 1 + 1 == 2"),
     ("middle", SECTION_TEXT + "\n\n## Exercises\n\n" + "\n\n".join(f"> **Exercise 1.{i}.** Why?" for i in (1, 2, 3))),
     ("solutions", "## Solutions"),
     *((f"solution-{i}", f"> **Solution 1.{i}.** So.") for i in (1, 2, 3)),
@@ -748,8 +779,10 @@ TINY_CELLS = (
 def tiny_cell(name, source):
     """Make one cell; the names above say which are code."""
     cell = {"cell_type": "markdown", "id": name, "metadata": {}, "source": source.splitlines(keepends=True)}
-    if name in ("setup", "figure", "answer"):
+    if name in ("setup", "figure", "proof", "answer"):
         cell |= {"cell_type": "code", "execution_count": None, "outputs": []}
+    if name == "answer":
+        cell["metadata"] = {"tags": ["hide-cell"]}
     if name == "setup":
         cell["metadata"] = {"cellView": "form", "tags": ["hide-input"]}
     if name == "figure":
@@ -876,10 +909,10 @@ FAULTS = [
     ("check_cell_lengths", edit("answer", "assert", LONG + "\nassert"), "22 lines"),
     (
         "check_cell_lengths",
-        change(lambda c, b: [c[n].update(source=LONG[:70].splitlines(True)) for n in ("figure", "answer")]),
+        change(lambda c, b: [c[n].update(source=LONG[:70].splitlines(True)) for n in ("figure", "proof", "answer")]),
         "median",
     ),
-    ("check_rhythm", insert("answer", "answer", "1 + 1"), "without a sentence"),
+    ("check_rhythm", insert("proof", "proof", "1 + 1"), "without a sentence"),
     ("check_portable_markdown", edit("goals", "count", "{math}`x`"), "a role"),
     ("check_portable_markdown", edit("goals", "count.", "count.\n\n```{note}\nx\n```"), "a directive"),
     ("check_portable_markdown", edit("goals", "count.", "count.\n\n:::{note}\nx\n:::"), "::: fence"),
@@ -929,16 +962,21 @@ FAULTS = [
     ("check_sections", edit("title", "# A", "## A"), "one title"),
     ("check_sections", edit("middle", "## Summary", "#### Summary"), "skips a level"),
     ("check_sections", edit("goals", "After", "Before"), "after it"),
+    ("check_truth", edit("proof", "assert", "print"), "no visible cell"),
+    ("check_truth", change(lambda c, b: c["proof"]["metadata"].update(tags=["hide-cell"])), "no visible cell"),
+    ("check_exercises", change(lambda c, b: c["answer"]["metadata"].clear()), "needs the tag hide-cell"),
     ("check_exercises", edit("middle", "> **Exercise 1.3.** Why?", ""), "2 exercises"),
     ("check_exercises", edit("solution-2", "1.2", "1.4"), "but solutions"),
     ("check_exercises", edit("solutions", "## Solutions", "## Answers"), "outside"),
+    ("check_exercises", edit("solution-3", "So.", "So.\n\n## Further reading\n\n> **Solution 1.4.** So."), "outside"),
     ("check_exercises", edit("middle", "Exercise 1.1", "Exercise 2.1"), "in chapter 1"),
     (
         "check_collapsed",
         change(lambda c, b: b.notebooks["book/01-tiny.ipynb"]["metadata"].pop("colab")),
         "collapsed_sections",
     ),
-    ("check_collapsed", edit("solutions", "##", "Now\n\n##"), "begin with its heading"),
+    ("check_collapsed", edit("solutions", "##", "Now\n\n##"), "begin with its heading 'Solutions'"),
+    ("check_collapsed", edit("end", "##", "Now\n\n##"), "begin with its heading 'Further reading'"),
     ("check_citations", edit("title", "/burda", "/burdb"), "has no entry"),
     ("check_citations", edit("title", "[Burda et al. (2016)](https://example.org/burda)", "nobody"), "cited nowhere"),
 ]

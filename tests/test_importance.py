@@ -113,7 +113,7 @@ def test_expected_estimate_increases_with_num_samples_and_stays_below_log_margin
     for x in data(mixture).split(1):
         bounds = [expectation(mixture, x, k, log_mean_exp).item() for k in (1, 2, 3)]
         bounds.append(exact_log_marginal(mixture, x).item())
-        assert all(b - a > 1e-4 for a, b in zip(bounds, bounds[1:], strict=False))
+        assert all(b - a > 1e-4 for a, b in itertools.pairwise(bounds))
 
 
 def test_gradient_of_the_expected_weight_is_the_gradient_of_the_marginal(mixture, data):
@@ -147,6 +147,14 @@ def test_scores_are_the_model_and_proposal_densities(linear_gaussian, data):
     close(scores.log_prior, linear_gaussian.log_prior(z).detach())
     close(scores.log_likelihood, linear_gaussian.log_likelihood(x, z).detach())
     close(scores.log_q, wide(x).log_prob(z))
+
+
+def test_log_w_is_differentiable_in_the_parameters_of_the_proposal(linear_gaussian, data):
+    x, z = data(linear_gaussian), numbers(3, 5, 2)
+    loc = numbers(5, 2, seed=2).requires_grad_()
+    q = DiagonalGaussian(loc, torch.full_like(loc, 0.8))
+    (gradient,) = torch.autograd.grad(score(linear_gaussian, x, q, z).log_w.sum(), loc)
+    close(gradient, -((z - loc) / 0.8**2).sum(0).detach())
 
 
 def test_score_has_no_randomness(linear_gaussian, data):
@@ -411,4 +419,4 @@ def test_5000_samples_of_1000_images_of_64_pixels_take_less_than_500_mb():
 
 def test_memory_does_not_grow_with_num_samples_where_z_is_wider_than_x():
     model = "GaussianLatentModel(200, BernoulliDecoder(mlp(200, [], 2)))"
-    assert int(run_python(PEAK.format(model=model, num_points=1, num_samples=200_000))) < 300
+    assert int(run_python(PEAK.format(model=model, num_points=1, num_samples=400_000))) < 300

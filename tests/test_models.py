@@ -1,5 +1,6 @@
 """Models: log densities against loops, samples against the story, shapes that must not pair by accident."""
 
+import contextlib
 import math
 
 import pytest
@@ -305,10 +306,8 @@ def test_m_step_refuses_another_number_of_components(name, request):
 
 def test_m_step_never_sets_the_scale_to_0(weights):
     model = GaussianMixture(weights, numbers(3, X_DIM), torch.ones(X_DIM, dtype=DOUBLE), learn_scale=True)
-    try:
+    with contextlib.suppress(ValueError):  # refusing is fine too
         model.m_step(torch.ones(5, X_DIM, dtype=DOUBLE), responsibilities())
-    except ValueError as error:
-        assert "scale" in str(error)
     assert model.log_scale.isfinite().all()
 
 

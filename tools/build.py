@@ -281,6 +281,8 @@ def weight(page: Path) -> tuple[float, float]:
 
 
 def line_of_times(took: dict) -> str:
+    if not took:
+        return "executed by another command, not measured"
     return f"{took['cpu']:5.1f} CPU s, {took['wall']:5.1f} s, {took['peak_mb']:5.0f} MB"
 
 
@@ -288,9 +290,9 @@ def summarize() -> None:
     known, total = times(), 0.0
     say("\nper chapter: CPU of the kernel, wall time, peak memory · first load of the page (compressed) + figures")
     for path in chapters():
-        took = known.get(fingerprint(read_notebook(path)), {"cpu": 0.0, "wall": 0.0, "peak_mb": 0.0})
+        took = known.get(fingerprint(read_notebook(path)), {})
         first, figures = weight((HTML / path.relative_to(ROOT)).with_suffix(".html"))
-        total += took["cpu"]
+        total += took.get("cpu", 0.0)
         say(f"  {path.stem:28} {line_of_times(took)} · {first:4.0f} kB + {figures:4.0f} kB")
     site = sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file())
     say(f"  together {total:.1f} CPU s; site {site / 1e6:.1f} MB; {len(read_json(EQUATIONS))} equations verified\n")

@@ -253,7 +253,8 @@ def run_notebook(notebook, wheel, folder):
             command, cwd=empty, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         reason = watch(process, report, NOTEBOOK_SECONDS)
-    text, cells, told = log.read_text(errors="replace"), code_cells(notebook), read_report(report)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    cells, told = code_cells(notebook), read_report(report)
     problems = judge(notebook.name, cells, told, reason, process.returncode, text)
     cpu, peak = told.get("cpu_seconds", 0.0), told.get("peak_mb", 0.0)
     return Outcome(notebook.stem, len(cells), cpu, time.monotonic() - start, peak, problems, text)
@@ -267,7 +268,8 @@ def judge(name, cells, told, reason, returncode, text):
     elif returncode:
         failed = re.findall(r"^(?:FAILED|ERROR) \S*::Cell (\d+)", text, flags=re.MULTILINE)
         where = ", ".join(describe(cells, int(number)) for number in failed) or "before the first cell"
-        problems.append(f"{name}, {where}: pytest ended with {returncode}")
+        said = re.search(r"^Cell \d+: (.+)$", text, flags=re.MULTILINE)
+        problems.append(f"{name}, {where}: {said[1] if said else f'pytest ended with {returncode}'}")
     elif told.get("finished", 0) != len(cells):
         problems.append(f"{name}: {told.get('finished', 0)} of {len(cells)} code cells were run to their end")
     for error in told.get("thread_errors", []):

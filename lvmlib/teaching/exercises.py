@@ -29,7 +29,8 @@ def check_answer(
     >>> check_answer(lambda a: a + a, lambda a: 2 * a, [(torch.tensor(3.0),)])
     Right.
     True
-    >>> check_answer(lambda a: a, lambda a: 2 * a, [(torch.tensor(3.0),)], wrong={"You forgot the factor 2.": lambda a: a})
+    >>> hints = {"You forgot the factor 2.": lambda a: a}
+    >>> check_answer(lambda a: a, lambda a: 2 * a, [(torch.tensor(3.0),)], wrong=hints)
     Not yet. You forgot the factor 2.
     False
     """

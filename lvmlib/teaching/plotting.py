@@ -52,14 +52,26 @@ def panels(num_rows: int = 1, num_columns: int = 1, *, width: float = 6.4, heigh
     return axes
 
 
-def finish(ax: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", log: str = "", legend: bool = False):
-    """Set labels, logarithmic axes ("x", "y", "xy") and the legend."""
+def finish(
+    ax: Axes,
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    log: str = "",
+    xticks: Sequence | None = None,
+    legend: bool = False,
+) -> Axes:
+    """Set labels, logarithmic axes ("x", "y", "xy"), ticks and the legend."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set_title(title, fontsize=10)
     if "x" in log:
         ax.set_xscale("log")
     if "y" in log:
         ax.set_yscale("log")
+    if xticks is not None:
+        ax.set_xticks(xticks, [f"{tick:,g}" for tick in xticks])
+        ax.minorticks_off()
     if legend:
         ax.legend(fontsize=8.5)
     return ax
@@ -84,7 +96,8 @@ def lines(
         band: label -> (low, high), drawn around the curve of that label; the caption must say what it is.
         level: label -> height of a horizontal line.
         markers: mark the points.
-        labels: `xlabel`, `ylabel`, `title`, `log` as for `finish`.
+        labels: `xlabel`, `ylabel`, `title`, `log` as for `finish`. A logarithmic axis with at most eight marked
+            points is labelled at these.
     """
     ax = panels() if ax is None else ax
     for i, (label, values) in enumerate(series.items()):
@@ -96,6 +109,8 @@ def lines(
             ax.fill_between(array(at), array(low), array(high), color=COLORS[i % 7], alpha=0.2, linewidth=0)
     for i, (label, height) in enumerate((level or {}).items()):
         ax.axhline(height, color="0.25", linestyle=(0, (1, 1 + i)), linewidth=1.2, label=label)
+    if "x" in labels.get("log", "") and markers and len(x) <= 8:
+        labels["xticks"] = x
     return finish(ax, legend=len(series) + len(level or {}) > 1, **labels)
 
 
@@ -140,7 +155,7 @@ def heatmap(
     values: object,
     *,
     ax: Axes | None = None,
-    extent: Sequence[float] | None = None,
+    extent: Sequence | None = None,
     colorbar: str = "",
     cmap: str = "viridis",
     **labels,

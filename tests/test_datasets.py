@@ -1,0 +1,118 @@
+"""The bundled digits and the toy sets: what they hold, and what happens to a damaged file."""
+
+import importlib.resources
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+import lvmlib.datasets as datasets
+from lvmlib.datasets import DataIntegrityError, bars, binarize, digits, ring, three_gaussians
+
+FILE = importlib.resources.files("lvmlib") / "data" / "digits.npz"
+
+
+def test_splits_hold_all_images_once():
+    train, test = digits("train", pixels="grey"), digits("test", pixels="grey")
+    assert (train.x.shape, test.x.shape) == ((1437, 64), (360, 64))
+    with np.load(FILE) as archive:
+        images = torch.from_numpy(archive["images"]).float() / 16
+    merged = torch.cat([train.x, test.x])
+    key = lambda x: sorted(map(tuple, x.tolist()))  # noqa: E731
+    assert key(merged) == key(images)
+
+
+def test_no_image_of_the_test_split_is_in_the_training_split():
+    train = {tuple(row) for row in digits("train", pixels="grey").x.tolist()}
+    assert not train & {tuple(row) for row in digits("test", pixels="grey").x.tolist()}
+
+
+def test_binary_pixels_are_one_from_eight_of_sixteen_up():
+    grey, binary = digits("test", pixels="grey").x, digits("test").x
+    assert torch.equal(binary, (grey * 16 >= 8).float())
+    assert binary.dtype == torch.float32
+
+
+def test_labels_are_the_ten_digits():
+    labels = digits("train").labels
+    assert labels.dtype == torch.int64
+    assert sorted(set(labels.tolist())) == list(range(10))
+
+
+def test_first_training_image_is_the_zero_it_is_labelled_as():
+    train = digits("train")
+    image = train.x[train.labels == 0].mean(0).reshape(8, 8)
+    assert image[3, 4] < 0.1 < 0.6 < image[3, 2]  # a hole in the middle, a stroke beside it
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: digits("valid"), r"split must be one of \('train', 'test'\), got 'valid'"),
+        (lambda: digits("train", pixels="gray"), "pixels must be one of"),
+        (lambda: binarize(torch.tensor([0.0, 255.0])), "pixels must lie in .* got 0 to 255; divide"),
+        (lambda: binarize(torch.tensor([-0.1])), "pixels must lie in"),
+        (lambda: binarize(torch.tensor([torch.nan])), "pixels must be finite, got 1 NaN"),
+        (lambda: binarize(torch.tensor([0.5]), threshold=0.0), "threshold must lie in"),
+        (lambda: binarize(torch.tensor([3], dtype=torch.uint8)), "binarize: pixels must be Float"),
+        (lambda: bars(0), "num_data must be at least 1"),
+        (lambda: bars(3, size=0), "size must be at least 1"),
+        (lambda: ring(3, noise=-1.0), "noise >= 0"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: b"<html><body>404 Not Found</body></html>",
+        lambda content: content[:20_000] + bytes([content[20_000] ^ 1]) + content[20_001:],
+    ],
+    ids=["empty", "half", "last byte missing", "html page", "one flipped bit"],
+)
+def test_damaged_file_is_refused_with_its_path(damage, tmp_path):
+    path = write(tmp_path / "digits.npz", damage(FILE.read_bytes()))
+    with pytest.raises(DataIntegrityError, match=r"digits\.npz"):
+        datasets._load_digits(path)
+
+
+def test_other_numbers_in_a_valid_file_are_refused_by_checksum(tmp_path):
+    with np.load(FILE) as archive:
+        arrays = {name: archive[name].copy() for name in archive.files}
+    arrays["images"][0, 0] ^= 1
+    np.savez_compressed(tmp_path / "digits.npz", **arrays)
+    with pytest.raises(DataIntegrityError, match="expected SHA-256 ab16ec58.*, got .*reinstall lvmlib"):
+        datasets._load_digits(tmp_path / "digits.npz")
+
+
+def test_missing_file_is_refused_with_its_path(tmp_path):
+    with pytest.raises(DataIntegrityError, match="nowhere"):
+        datasets._load_digits(tmp_path / "nowhere.npz")
+
+
+def test_bars_are_unions_of_full_rows_and_columns():
+    torch.manual_seed(0)
+    for image in bars(50, size=3).reshape(-1, 3, 3):
+        rows, columns = image.all(1), image.all(0)
+        assert torch.equal(image.bool(), rows[:, None] | columns[None, :])
+
+
+def test_ring_without_noise_lies_on_the_circle():
+    torch.manual_seed(0)
+    torch.testing.assert_close(ring(20, radius=3.0, noise=0.0).norm(dim=1), torch.full((20,), 3.0))
+
+
+def test_three_gaussians_have_their_weights():
+    torch.testing.assert_close(three_gaussians().prior().probs, torch.tensor([1 / 2, 1 / 3, 1 / 6]))
