@@ -19,6 +19,7 @@ from lvmlib.proposals import Proposal
 from lvmlib.weights import check_log_w, log_mean_exp
 
 MAX_STATES = 2**22
+CHUNK_STATES = 2**14  # states per chunk: bounds the hidden layers of a decoder
 CHUNK_NUMBERS = 2**20  # numbers per chunk of states: about 4 MB, which stays in cache
 
 
@@ -166,7 +167,7 @@ def _readable(count: int) -> str:
 
 def _stream_logsumexp(model: LatentVariableModel, x: Tensor) -> Tensor:
     """Return log Σ_z p(x, z), a chunk of states at a time: memory does not grow with their number (without grad)."""
-    chunk = max(1, CHUNK_NUMBERS // max(1, x.numel()))
+    chunk = max(1, min(CHUNK_STATES, CHUNK_NUMBERS // max(1, x.numel())))
     total = x.new_full((len(x),), -math.inf)
     for start in range(0, model.num_states, chunk):
         states = model.states(start, min(start + chunk, model.num_states))
@@ -178,7 +179,7 @@ def _stream_logsumexp(model: LatentVariableModel, x: Tensor) -> Tensor:
 def _check_grid(model: LatentVariableModel, grid: Grid | None) -> Grid:
     if not isinstance(model, GaussianLatentModel) or model.z_dim > 2:
         raise ValueError(
-            f"model: no exact log p(x) is known for {type(model).__name__} with z_dim = "
+            f"model (or grid): no exact log p(x) is known for {type(model).__name__} with z_dim = "
             f"{getattr(model, 'z_dim', None)}; allowed are finitely many states, LinearGaussian, and a Gaussian prior "
             "with z_dim 1 or 2; otherwise use log_marginal_estimate"
         )

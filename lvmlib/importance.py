@@ -16,7 +16,8 @@ from lvmlib.models import LatentVariableModel
 from lvmlib.proposals import Proposal
 from lvmlib.weights import log_mean_exp
 
-CHUNK_NUMBERS = 2**22  # pixels of x per chunk of samples, about 16 MB
+CHUNK_ROWS = 2**16  # z's per chunk: bounds the hidden layers of a decoder
+CHUNK_NUMBERS = 2**22  # pixels of x or coordinates of z per chunk of samples, about 16 MB
 
 
 class Draw(NamedTuple):
@@ -74,10 +75,17 @@ def score(model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, 
         The `Draw`, with scores of shape ``(K, B)``.
 
     Raises:
-        ValueError: x or z do not fit each other or the model, or q's batch shape is not ``(B,)``.
+        ValueError: x or z do not fit each other or the model, q's batch shape is not ``(B,)``, or q is a law over
+            another space than the prior.
     """
     if q.batch_shape != (len(x),):
         raise ValueError(f"q must have batch shape ({len(x)},) to match x, got {tuple(q.batch_shape)}")
+    prior = model.prior()
+    if q.event_shape != prior.event_shape or q.support.is_discrete != prior.support.is_discrete:
+        raise ValueError(
+            f"q must be a law over the space of the prior {type(prior).__name__} with event shape "
+            f"{tuple(prior.event_shape)}, got {type(q).__name__} with event shape {tuple(q.event_shape)}"
+        )
     return Draw(z, model.log_prior(z), model.log_likelihood(x, z), q.log_prob(z))
 
 
@@ -115,8 +123,11 @@ def log_marginal_estimate(
     True
     """
     check_count("num_samples", num_samples)
+    if len(x) == 0:
+        raise ValueError(f"x must have shape (B, D) with B >= 1, got {tuple(x.shape)}")
     q = proposal(x)
-    chunk = max(1, min(num_samples, CHUNK_NUMBERS // max(1, x.numel())))
+    per_sample = len(x) * max(x.shape[1], q.event_shape.numel())
+    chunk = max(1, min(num_samples, CHUNK_ROWS // len(x), CHUNK_NUMBERS // max(1, per_sample)))
     parts, sizes = [], []
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)

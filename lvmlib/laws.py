@@ -3,15 +3,18 @@
 A law that can be reparameterized has `transport(noise)`: the only place where noise becomes a sample.
 """
 
+import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 
 class BernoulliVector(Independent):
     r"""D binary pixels, independent given their logits; event shape ``(D,)``.
 
-    .. math:: \log p(x) = \sum_d x_d \ell_d - \log(1 + e^{\ell_d})
+    .. math:: \log p(x) = \sum_d x_d \log \sigma(\ell_d) + (1 - x_d) \log \sigma(-\ell_d)
+
+    All terms have one sign, so nothing cancels: the relative error is that of rounding at any logit.
 
     Args:
         logits: shape ``(..., D)``.
@@ -27,11 +30,9 @@ class BernoulliVector(Independent):
         """Log probability of x, whose entries must be 0 or 1 (checked where models take data, not here)."""
         logits = self.base_dist.logits
         if logits.dim() == 3 and logits.shape[1] == 1 and x.dim() == 2:
-            # every state with every data point is one matrix product, S·B numbers instead of S·B·D
-            linear = logits[:, 0] @ x.mT
-        else:
-            linear = (x * logits).sum(-1)
-        return linear - softplus(logits).sum(-1)
+            # every state with every data point is two matrix products: S·B numbers in memory instead of S·B·D
+            return logsigmoid(logits[:, 0]) @ x.mT + logsigmoid(-logits[:, 0]) @ (1 - x).mT
+        return logsigmoid((2 * x - 1) * logits).sum(-1)
 
     def expand(self, batch_shape, _instance=None):
         """Return the same law with a larger batch shape."""
@@ -45,12 +46,19 @@ class DiagonalGaussian(Independent):
         loc: mean, shape ``(..., D)``.
         scale: standard deviation, same shape, above 0.
 
+    Raises:
+        ValueError: another shape of `scale`, or an entry that is not above 0.
+
     >>> q = DiagonalGaussian(torch.zeros(2), torch.ones(2))
     >>> q.transport(torch.tensor([1.0, -1.0]))
     tensor([ 1., -1.])
     """
 
     def __init__(self, loc: Tensor, scale: Tensor):
+        if scale.shape != loc.shape:
+            raise ValueError(f"scale must have the shape of loc, {tuple(loc.shape)}, got {tuple(scale.shape)}")
+        if not (scale > 0).all():
+            raise ValueError(f"scale must be above 0, got {scale.min().item()}")
         super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
     def transport(self, noise: Tensor) -> Tensor:
@@ -70,13 +78,24 @@ class FullGaussian(MultivariateNormal):
         loc: mean, shape ``(..., D)``.
         scale_tril: Cholesky factor of the covariance, shape ``(..., D, D)``.
 
+    Raises:
+        ValueError: a diagonal entry of `scale_tril` is not above 0: the covariance would be singular.
+
     >>> q = FullGaussian(torch.zeros(2), torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
     >>> q.transport(torch.tensor([1.0, 0.0]))
     tensor([2., 1.])
     """
 
     def __init__(self, loc: Tensor, scale_tril: Tensor):
+        diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
+        if not (diagonal > 0).all():
+            raise ValueError(f"scale_tril must have a diagonal above 0, got {diagonal.min().item()}")
         super().__init__(loc, scale_tril=scale_tril, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        """Return the same law with a larger batch shape."""
+        shape = torch.Size(batch_shape) + self.event_shape
+        return FullGaussian(self.loc.expand(shape), self.scale_tril.expand(*shape, *self.event_shape))
 
     def transport(self, noise: Tensor) -> Tensor:
         """Return loc + L · noise: a sample, if `noise` is standard normal of shape ``(..., *batch, D)``."""

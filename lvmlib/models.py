@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, LowRankMultivariateNormal
+from torch.distributions import Categorical, Distribution
 
 from lvmlib.contracts import check_count, check_finite, check_positive, checked, describe
 from lvmlib.laws import BernoulliVector, DiagonalGaussian, FullGaussian
@@ -26,6 +26,7 @@ class LatentVariableModel(nn.Module):
     """
 
     num_states: int | None = None
+    z_shape: tuple[int, ...] = ()
 
     def prior(self) -> Distribution:
         """Return p(z), with batch shape ``()``."""
@@ -35,8 +36,19 @@ class LatentVariableModel(nn.Module):
         """Return p(x | z) for each z, with event shape ``(D,)``."""
         raise NotImplementedError
 
+    def check_values(self, z: Tensor) -> None:
+        """Refuse values of z that the prior cannot produce."""
+
+    def check_z(self, z: Tensor) -> None:
+        """Refuse a z of another shape than ``(K, B, *z_event)``, or with values that the prior cannot produce."""
+        if z.dim() != 2 + len(self.z_shape) or tuple(z.shape[2:]) != self.z_shape:
+            wanted = ", ".join(["K", "B", *map(str, self.z_shape)])
+            raise ValueError(f"z must have shape ({wanted}), got {describe(z)}")
+        self.check_values(z)
+
     def log_prior(self, z: Shaped[Tensor, "k b *z"]) -> Float[Tensor, "k b"]:
-        """Return log p(z), shape ``(K, B)``."""
+        """Return log p(z), shape ``(K, B)``; errors as for `log_likelihood`."""
+        self.check_z(z)
         return self.prior().log_prob(z)
 
     @checked
@@ -52,9 +64,11 @@ class LatentVariableModel(nn.Module):
             Shape ``(K, B)`` or ``(S, B)``, in nats per data point.
 
         Raises:
-            TypeError: x has another dtype than the model.
-            ValueError: shapes that do not pair, x not finite, or x outside the support of the likelihood.
+            TypeError: x has another dtype than the model, or a component number is not an int64.
+            ValueError: shapes that do not pair, x not finite, x outside the support of the likelihood, or z outside
+                that of the prior.
         """
+        self.check_z(z)
         if z.shape[1] not in (1, len(x)):
             raise ValueError(f"z must pair with x: axis 1 of z must be 1 or {len(x)}, got shape {tuple(z.shape)}")
         law = self.likelihood(z)
@@ -127,6 +141,21 @@ class FiniteMixture(LatentVariableModel):
         stop = self.num_states if stop is None else stop
         return torch.arange(start, stop, device=self.weight_logits.device)[:, None]
 
+    def check_values(self, z: Tensor) -> None:
+        """Refuse component numbers that are not int64 from 0 to C − 1."""
+        if z.dtype != torch.int64:
+            raise TypeError(f"z must be torch.int64 component numbers, got {describe(z)}")
+        if z.numel() and (z.min() < 0 or z.max() >= self.num_components):
+            raise ValueError(f"z must lie in 0..{self.num_components - 1}, got {z.min().item()}..{z.max().item()}")
+
+    def check_m_step(self, x: Tensor, responsibilities: Tensor) -> None:
+        """Refuse data, or responsibilities, that do not fit the model."""
+        check_data(x, self.likelihood(self.states()))
+        if responsibilities.shape[1] != self.num_components:
+            raise ValueError(
+                f"responsibilities must have shape (B, {self.num_components}), got {tuple(responsibilities.shape)}"
+            )
+
     def m_step(self, x: Tensor, responsibilities: Tensor, pseudo_count: float) -> None:
         """Set the parameters to the maximizer of the expected complete log-likelihood (EM's M-step), in place."""
         raise NotImplementedError
@@ -165,12 +194,14 @@ class GaussianMixture(FiniteMixture):
         check_finite("loc", loc)
         check_positive("scale", scale)
         self.loc = nn.Parameter(loc.clone())
+        if scale.dim() > 2 or any(a not in (1, b) for a, b in zip(scale.shape[::-1], loc.shape[::-1], strict=False)):
+            raise ValueError(f"scale must broadcast to the shape of loc, {tuple(loc.shape)}, got {tuple(scale.shape)}")
         log_scale = scale.expand_as(loc).log().clone()
         self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale)
 
     def likelihood(self, z: Int[Tensor, "..."]) -> DiagonalGaussian:
         """Return p(x | z) for component numbers z of any shape."""
-        check_components(z, self.num_components)
+        self.check_values(z)
         return DiagonalGaussian(self.loc[z], self.log_scale[z].exp())
 
     @torch.no_grad()
@@ -186,6 +217,7 @@ class GaussianMixture(FiniteMixture):
             ValueError: `pseudo_count` is not 0; or `learn_scale` is on and a component's variance would be 0, where
                 the likelihood is unbounded. The model is then left as it was.
         """
+        self.check_m_step(x, responsibilities)
         if pseudo_count != 0:
             raise ValueError(f"pseudo_count must be 0 for a Gaussian mixture, got {pseudo_count}")
         mass = responsibilities.sum(0)
@@ -234,7 +266,7 @@ class BernoulliMixture(FiniteMixture):
 
     def likelihood(self, z: Int[Tensor, "..."]) -> BernoulliVector:
         """Return p(x | z) for component numbers z of any shape."""
-        check_components(z, self.num_components)
+        self.check_values(z)
         return BernoulliVector(self.logits[z])
 
     @torch.no_grad()
@@ -251,6 +283,7 @@ class BernoulliMixture(FiniteMixture):
         Raises:
             ValueError: `pseudo_count` is negative; or 0 while some pixel has mean 0 or 1 in some component.
         """
+        self.check_m_step(x, responsibilities)
         if not (math.isfinite(pseudo_count) and pseudo_count >= 0):
             raise ValueError(f"pseudo_count must be finite and >= 0, got {pseudo_count}")
         mass = responsibilities.sum(0)
@@ -267,14 +300,6 @@ class BernoulliMixture(FiniteMixture):
         """Return the log density, up to a constant, of independent Beta(1 + a, 1 + a) priors on the pixel means."""
         log_on, log_off = -nn.functional.softplus(-self.logits), -nn.functional.softplus(self.logits)
         return pseudo_count * (log_on + log_off).sum()
-
-
-def check_components(z: Tensor, num_components: int) -> None:
-    """Refuse component numbers that are not integers from 0 to `num_components` − 1."""
-    if z.dtype != torch.int64:
-        raise TypeError(f"z must be torch.int64 component numbers, got {describe(z)}")
-    if z.numel() and (z.min() < 0 or z.max() >= num_components):
-        raise ValueError(f"z must lie in 0..{num_components - 1}, got {z.min().item()}..{z.max().item()}")
 
 
 def mlp(in_dim: int, hidden_dims: Sequence[int], out_dim: int) -> nn.Sequential:
@@ -319,7 +344,8 @@ class GaussianDecoder(nn.Module):
         super().__init__()
         check_positive("scale", scale)
         self.network = network
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+        dtype = next((p.dtype for p in network.parameters()), None)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale), dtype=dtype), requires_grad=learn_scale)
 
     def forward(self, z: Float[Tensor, "... z"]) -> DiagonalGaussian:
         """Return p(x | z)."""
@@ -344,7 +370,7 @@ class BinaryLatentModel(LatentVariableModel):
     def __init__(self, z_dim: int, decoder: nn.Module, learn_prior: bool = False):
         super().__init__()
         check_count("z_dim", z_dim)
-        self.z_dim, self.num_states = z_dim, 2**z_dim
+        self.z_dim, self.z_shape, self.num_states = z_dim, (z_dim,), 2**z_dim
         self.decoder = decoder
         self.prior_logits = nn.Parameter(torch.zeros(z_dim), requires_grad=learn_prior)
 
@@ -356,6 +382,11 @@ class BinaryLatentModel(LatentVariableModel):
         """Return p(x | z)."""
         check_latent(z, self.z_dim)
         return self.decoder(z)
+
+    def check_values(self, z: Tensor) -> None:
+        """Refuse latents that are not 0 or 1."""
+        if not ((z == 0) | (z == 1)).all():
+            raise ValueError(f"z must be 0 or 1, got values from {z.min().item():g} to {z.max().item():g}")
 
     def states(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "s 1 z"]:
         """Return states `start` to `stop` − 1, shape ``(S, 1, L)``; the bits of the state's number, lowest first."""
@@ -381,7 +412,7 @@ class GaussianLatentModel(LatentVariableModel):
     def __init__(self, z_dim: int, decoder: nn.Module):
         super().__init__()
         check_count("z_dim", z_dim)
-        self.z_dim, self.decoder = z_dim, decoder
+        self.z_dim, self.z_shape, self.decoder = z_dim, (z_dim,), decoder
         self.register_buffer("prior_loc", torch.zeros(z_dim), persistent=False)
 
     def prior(self) -> DiagonalGaussian:
@@ -417,7 +448,7 @@ class LinearGaussian(GaussianLatentModel):
         check_finite("weight", weight)
         check_finite("bias", bias)
         x_dim, z_dim = weight.shape
-        network = nn.Linear(z_dim, x_dim, dtype=weight.dtype)
+        network = nn.utils.skip_init(nn.Linear, z_dim, x_dim, dtype=weight.dtype)
         network.weight, network.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
         super().__init__(z_dim, GaussianDecoder(network, scale))
         self.to(weight.dtype)
@@ -425,10 +456,14 @@ class LinearGaussian(GaussianLatentModel):
     def _weight_bias_scale(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.decoder.network.weight, self.decoder.network.bias, self.decoder.log_scale.exp()
 
-    def marginal(self) -> LowRankMultivariateNormal:
-        """Return p(x), in closed form."""
+    def marginal(self) -> FullGaussian:
+        """Return p(x), in closed form, with batch shape ``()``."""
         weight, bias, scale = self._weight_bias_scale()
-        return LowRankMultivariateNormal(bias, weight, scale.square().expand_as(bias), validate_args=False)
+        # W Wᵀ + σ² I = Aᵀ A with A = [Wᵀ; σ I]: the triangle of A's QR factors is the Cholesky factor, and A has only
+        # the square root of the covariance's condition number
+        stacked = torch.cat([weight.T, scale * torch.eye(len(bias), dtype=bias.dtype, device=bias.device)])
+        triangle = torch.linalg.qr(stacked).R.T
+        return FullGaussian(bias, triangle * triangle.diagonal().sign())
 
     @checked
     def posterior(self, x: Float[Tensor, "b d"]) -> FullGaussian:

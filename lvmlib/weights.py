@@ -135,7 +135,8 @@ def pareto_k(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
         log_w: log-weights in nats, shape ``(K, B)`` with K ≥ 25, so that the tail holds 5 samples.
 
     Returns:
-        Shape ``(B,)``, without gradient. +∞ where fewer than 5 weights of the tail are above 0.
+        Shape ``(B,)``, without gradient. +∞ where fewer than 5 weights rise above the rest: no tail can be fitted to
+        them, and they are all that counts.
 
     Raises:
         ValueError: K < 25, or an entry is NaN or +∞.
@@ -155,9 +156,9 @@ def pareto_k(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
     tail_size = math.ceil(min(0.2 * num_samples, 3 * math.sqrt(num_samples)))
     tail = weights.sort(0).values[-tail_size - 1 :]
     fitted = [_generalized_pareto_shape(column[1:] - column[0]) for column in tail.T]
-    constant = weights.amin(0) == weights.amax(0)
     k = torch.tensor(fitted, dtype=log_w.dtype, device=log_w.device)
-    return torch.where(constant, -math.inf, torch.where(tail[1] > 0, k, math.inf))
+    constant = (weights.amin(0) == weights.amax(0)) & (weights.amax(0) > 0)
+    return torch.where(constant, -math.inf, k)
 
 
 def _generalized_pareto_shape(excess: Tensor) -> float:
@@ -167,11 +168,10 @@ def _generalized_pareto_shape(excess: Tensor) -> float:
     of :math:`\theta` is its mean under a weakly informative prior on a grid of quantiles. The last line is the
     prior of Vehtari et al. (2024), appendix G: ten observations' worth of k = 0.5.
     """
+    excess = excess[excess > 1e-280]  # the largest weight is 1 here; below this the reciprocals overflow
     count = len(excess)
-    excess = excess[excess > 0]
-    if len(excess) < 5:
-        return -math.inf if count >= 5 else math.inf
-    count = len(excess)
+    if count < 5:
+        return math.inf
     grid_size = 30 + math.isqrt(count)
     quartile = excess[int(count / 4 + 0.5) - 1]
     steps = torch.arange(1, grid_size + 1, dtype=excess.dtype) - 0.5

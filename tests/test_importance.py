@@ -194,7 +194,7 @@ def test_score_refuses_z_for_another_number_of_data_points(linear_gaussian, data
 @pytest.mark.parametrize("width", [1, 3])
 def test_score_refuses_z_of_another_width(linear_gaussian, data, width):
     q = DiagonalGaussian(numbers(5, width), torch.ones(5, width, dtype=DOUBLE))
-    with pytest.raises(ValueError, match=rf"z must be floating with last axis 2, got \(3, 5, {width}\)"):
+    with pytest.raises(ValueError, match=rf"event shape \(2,\), got .*event shape \({width},\)"):
         score(linear_gaussian, data(linear_gaussian), q, numbers(3, 5, width))
 
 
@@ -296,7 +296,7 @@ def test_num_samples_that_are_not_an_int_are_refused(linear_gaussian, data, num_
 @pytest.mark.parametrize("shape", [(0, X_DIM), (5, 1)])
 def test_no_data_or_data_of_another_width_are_refused(model, shape):
     with pytest.raises(
-        ValueError, match=rf"x must have shape \(B, {X_DIM}\) with B >= 1, got \({shape[0]}, {shape[1]}\)"
+        ValueError, match=rf"x must have shape \(B, ({X_DIM}|D)\) with B >= 1, got \({shape[0]}, {shape[1]}\)"
     ):
         log_marginal_estimate(model, torch.zeros(shape, dtype=DOUBLE), prior_proposal(model), 3)
 

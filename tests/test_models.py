@@ -428,7 +428,7 @@ def test_component_numbers_that_are_not_integers_are_refused(gaussian_mixture, d
 def test_latents_of_another_width_are_refused(linear_gaussian, data, width, method):
     z = torch.zeros(3, 5, width, dtype=DOUBLE)
     arguments = (z,) if method == "log_prior" else (data(linear_gaussian), z)
-    with pytest.raises(ValueError, match=rf"z must be floating with last axis 2, got \(3, 5, {width}\)"):
+    with pytest.raises(ValueError, match=rf"z must have shape \(K, B, 2\), got \(3, 5, {width}\)"):
         getattr(linear_gaussian, method)(*arguments)
 
 
