@@ -102,10 +102,7 @@ def exact_log_marginal(
     if grid is None and model.num_states is not None:
         check_states(model, num_columns=1)
         return _stream_logsumexp(model, x)
-    grid = _check_grid(model, grid)
-    # a share of the data at a time, so that the table of nodes x data stays below 64 MB in float32
-    columns = max(1, 2**24 // grid.num_nodes**model.z_dim)
-    return torch.cat([_grid_table(model, part, grid).logsumexp(0) for part in x.split(columns)])
+    return _integrate(model, x, _check_grid(model, grid))
 
 
 @checked
@@ -130,8 +127,10 @@ def exact_posterior(model: LatentVariableModel, x: Float[Tensor, "b d"], *, grid
         states = model.states()
         return ExactPosterior(Categorical(logits=model.log_joint(x, states).T, validate_args=False), states)
     grid = _check_grid(model, grid)
-    table = _grid_table(model, x, grid)
-    return ExactPosterior(Categorical(logits=table.T, validate_args=False), grid.nodes(model.z_dim).to(x))
+    nodes = grid.nodes(model.z_dim).to(model.prior_loc)
+    law = Categorical(logits=model.log_joint(x, nodes).T, validate_args=False)
+    _check_resolved(_functionals(grid, model.z_dim).to(nodes) @ law.probs.detach().T, grid)
+    return ExactPosterior(law, nodes)
 
 
 def posterior_proposal(model: LatentVariableModel) -> Proposal:
@@ -196,39 +195,58 @@ def _check_grid(model: LatentVariableModel, grid: Grid | None) -> Grid:
     return grid
 
 
-def _grid_table(model: LatentVariableModel, x: Tensor, grid: Grid) -> Tensor:
-    """Return log(p(x, z_s) · volume) for every node and data point, shape ``(S, B)``, checked for resolution."""
+def _integrate(model: LatentVariableModel, x: Tensor, grid: Grid) -> Tensor:
+    """Return log ∫ p(x, z) dz by the trapezoid rule, a chunk of nodes at a time, and check the grid on the way."""
     nodes = grid.nodes(model.z_dim).to(model.prior_loc)
-    table = model.log_joint(x, nodes) + grid.log_volume(model.z_dim)
+    functionals = _functionals(grid, model.z_dim).to(nodes)
+    chunk = max(1, CHUNK_NUMBERS * 4 // max(64, len(x)))
+    shift, sums = x.new_full((len(x),), -math.inf), 0.0
+    for start in range(0, len(nodes), chunk):
+        table = model.log_joint(x, nodes[start : start + chunk])
+        largest = torch.maximum(shift, table.detach().amax(0))
+        sums = sums * (shift - largest).exp() + functionals[:, start : start + chunk] @ (table - largest).exp()
+        shift = largest
+    _check_resolved((sums / sums[0]).detach(), grid)
+    return sums[0].log() + shift + grid.log_volume(model.z_dim)
+
+
+def _functionals(grid: Grid, z_dim: int) -> Float[Tensor, "m s"]:
+    """Return the weights of the sums over nodes that `_check_resolved` reads; row 0 is the integral itself."""
+    shape = [grid.num_nodes] * z_dim
+    rows = [torch.ones(shape, dtype=torch.float64)]
     if grid.tolerance < math.inf:
-        _check_resolved(table.detach(), grid, model.z_dim)
-    return table
+        coarse, edge = torch.zeros(shape).double(), torch.ones(shape).double()
+        coarse[(slice(None, None, 2),) * z_dim] = 2.0**z_dim
+        edge[(slice(1, -1),) * z_dim] = 0.0
+        angle = torch.arange(grid.num_nodes).double() * (math.pi / 2)
+        waves = [
+            wave.reshape([-1 if a == axis else 1 for a in range(z_dim)]).expand(shape)
+            for axis in range(z_dim)
+            for wave in (angle.cos(), angle.sin())
+        ]
+        rows += [coarse, edge, *waves]
+    return torch.stack(rows).reshape(len(rows), -1)
 
 
-def _check_resolved(table: Tensor, grid: Grid, z_dim: int) -> None:
-    """Refuse a grid that misses or cuts the integrand; three estimates of its error, and the worst one counts.
+def _check_resolved(shares: Tensor, grid: Grid) -> None:
+    """Refuse a grid that misses or cuts the integrand, from the `_functionals` of the nodes' shares of the mass.
 
     Twice the spacing is compared with the grid itself. That is blind to a peak halfway between two nodes, so the
-    Fourier coefficient of the nodes' masses at four nodes per period is looked at as well: it is 1 for a peak of any
+    Fourier coefficient of the shares at four nodes per period is looked at as well: it is 1 for a peak of any
     position, and for a bump of Gaussian shape its fourth power is the error at twice the spacing. The density at the
     edge of the box, over the rate 1 / radius at which the prior falls there, estimates the mass beyond.
     """
-    mass = table.softmax(0).reshape(*[grid.num_nodes] * z_dim, -1)
-    axes = range(z_dim)
-    coarse = mass[(slice(None, None, 2),) * z_dim].sum(tuple(axes)) * 2**z_dim
-    doubling = coarse.log().abs().max().item()
-    edge = 1 - mass[(slice(1, -1),) * z_dim].sum(tuple(axes)).min().item()
+    if grid.tolerance == math.inf:
+        return
+    _, coarse, edge, *waves = shares
+    amplitudes = [torch.hypot(a, b).max().item() for a, b in zip(waves[::2], waves[1::2], strict=True)]
+    error = max(coarse.log().abs().max().item(), 2 * max(amplitudes) ** 4)
     spacing = 2 * grid.radius / (grid.num_nodes - 1)
-    outside = edge * max(1.0, 1 / (spacing * max(1.0, grid.radius)))
-    angle = torch.arange(grid.num_nodes, dtype=mass.dtype, device=mass.device) * (math.pi / 2)
-    for axis in axes:
-        marginal = mass.sum([other for other in axes if other != axis]) if z_dim > 1 else mass
-        amplitude = torch.hypot(angle.cos() @ marginal, angle.sin() @ marginal).max().item()
-        doubling = max(doubling, 2 * amplitude**4)
-    if not max(doubling, outside) <= grid.tolerance:
+    outside = edge.max().item() * max(1.0, 1 / (spacing * max(1.0, grid.radius)))
+    if not max(error, outside) <= grid.tolerance:
         raise QuadratureError(
             f"grid: {grid.num_nodes} nodes per axis on [-{grid.radius:g}, {grid.radius:g}] leave an error of "
-            f"{doubling:.2g} nats (estimated by doubling the spacing) and a share {outside:.2g} of the mass at the "
+            f"{error:.2g} nats (estimated by doubling the spacing) and a share {outside:.2g} of the mass at the "
             f"edge or beyond, allowed is {grid.tolerance:g}; use more nodes or a larger radius"
         )
 
