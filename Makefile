@@ -10,7 +10,7 @@ export URL
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment book test check selftest resolve url clean distclean
+.PHONY: help environment book test check selftest resolve look url clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ selftest: environment  ## plant faults and see that the tests find them (slow)
 
 resolve: environment  ## see that requirements.txt resolves for every supported Python (needs the network)
 	@$(VENV_PYTHON) tools/resolve.py
+
+look: environment  ## keep screenshots of the built pages, light, dark and phone (needs Chromium)
+	@$(VENV_PYTHON) tools/look.py
 
 url: environment  ## change the repository's address everywhere: make url URL=https://github.com/OWNER/NAME
 	@$(VENV_PYTHON) tools/set_url.py "$$URL"
