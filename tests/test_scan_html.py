@@ -138,6 +138,7 @@ def test_an_image_needs_words(page, image, good):
         (r"\begin{equation*}\begin{aligned} a \\ b \end{aligned}\tag{1.2}\end{equation*}", True),
         (r"\[\begin{split} a \tag{1.1} \\ b \end{split}\]", False),
         (r"\[\begin{align} a \end{align}\]", False),
+        (r"\[\begin{align*} a &= b \tag{1.1} \\ c &= d \end{align*}\]", True),
         (r"\[\begin{split} a \]", False),
         (r"\[\newcommand{\x}{1} \x\]", False),
     ],
