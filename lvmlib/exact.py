@@ -138,6 +138,11 @@ def posterior_proposal(model: LatentVariableModel) -> Proposal:
 
     Raises:
         ValueError: when called, if the exact posterior is not a law over z itself but over grid nodes or bit vectors.
+
+    >>> from lvmlib import GaussianMixture
+    >>> model = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.ones(1))
+    >>> posterior_proposal(model)(torch.zeros(3, 1)).probs.shape
+    torch.Size([3, 2])
     """
 
     def proposal(x: Tensor) -> Distribution:

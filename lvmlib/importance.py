@@ -21,7 +21,12 @@ CHUNK_NUMBERS = 2**22  # pixels of x or coordinates of z per chunk of samples, a
 
 
 class Draw(NamedTuple):
-    r"""What was drawn, and its three scores, each of shape ``(K, B)``; z has shape ``(K, B, *z_event)``."""
+    r"""What was drawn, and its three scores, each of shape ``(K, B)``; z has shape ``(K, B, *z_event)``.
+
+    >>> one = torch.ones(1, 1)
+    >>> Draw(z=one, log_prior=-1 * one, log_likelihood=-2 * one, log_q=-4 * one).log_w
+    tensor([[1.]])
+    """
 
     z: Tensor
     log_prior: Tensor
@@ -77,6 +82,12 @@ def score(model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, 
     Raises:
         ValueError: x or z do not fit each other or the model, q's batch shape is not ``(B,)``, or q is a law over
             another space than the prior.
+
+    >>> from lvmlib import LinearGaussian, exact_log_marginal, posterior_proposal
+    >>> model, x = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0), torch.tensor([[5.0]])
+    >>> log_w = score(model, x, posterior_proposal(model)(x), torch.randn(4, 1, 1)).log_w  # any z at all
+    >>> torch.allclose(log_w, exact_log_marginal(model, x).expand(4, 1), atol=1e-4)
+    True
     """
     if q.batch_shape != (len(x),):
         raise ValueError(f"q must have batch shape ({len(x)},) to match x, got {tuple(q.batch_shape)}")

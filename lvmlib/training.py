@@ -61,6 +61,17 @@ def fit(
     Raises:
         ValueError: an argument out of range, or an objective of another shape than ``(B,)``.
         NonFiniteError: the objective or its gradient is NaN or infinite; names the step and the data points.
+
+    Reference:
+        Kingma and Ba (2015), algorithm 1, arXiv:1412.6980, for the optimizer.
+
+    >>> from lvmlib import LinearGaussian
+    >>> model = LinearGaussian(torch.zeros(2, 1), torch.zeros(2))
+    >>> x = torch.tensor([[1.0, 1.0], [3.0, 1.0]])
+    >>> exact = lambda model, encoder, x: exact_log_marginal(model, x)
+    >>> _ = fit(model, exact, x, num_epochs=300, batch_size=2, learning_rate=0.1)
+    >>> model.marginal().mean.detach().round(decimals=2)  # the maximum-likelihood mean is the mean of the data
+    tensor([2., 1.])
     """
     check_count("num_epochs", num_epochs)
     check_count("evaluate_every", evaluate_every)
@@ -137,6 +148,12 @@ def em(
 
     Reference:
         Dempster, Laird and Rubin (1977); chapter 2.
+
+    >>> from lvmlib import GaussianMixture
+    >>> model = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.tensor(0.1))
+    >>> _ = em(model, torch.tensor([[-2.0], [-2.0], [-2.0], [4.0]]), num_steps=3)
+    >>> model.loc.detach().flatten(), model.prior().probs.detach()
+    (tensor([-2.,  4.]), tensor([0.7500, 0.2500]))
     """
     check_count("num_steps", num_steps)
 

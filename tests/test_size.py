@@ -122,3 +122,16 @@ def test_a_module_has_no_assert_and_loads_no_pickle(path):
     asserts = [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
     assert not asserts, f"assert in lines {asserts}; python -O removes it, raise an error instead"
     assert not re.search(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|\bpickle\.loads?\b", text)
+
+
+def test_every_public_function_has_a_doctest():
+    import inspect
+
+    import lvmlib
+
+    missing = [
+        name
+        for name in lvmlib.__all__
+        if inspect.isfunction(getattr(lvmlib, name)) and ">>>" not in (getattr(lvmlib, name).__doc__ or "")
+    ]
+    assert missing == []

@@ -17,7 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "x")
 RC = {
     "figure.dpi": 160,
     "figure.facecolor": "white",
-    "font.size": 10,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -46,7 +46,7 @@ def array(values: object) -> np.ndarray:
 
 
 @styled
-def panels(num_rows: int = 1, num_columns: int = 1, *, width: float = 6.4, height: float = 3.2, **options):
+def panels(num_rows: int = 1, num_columns: int = 1, *, width: float = 5.8, height: float = 3.1, **options):
     """Return the axes of a new figure: one Axes, or an array of them."""
     _, axes = plt.subplots(num_rows, num_columns, figsize=(width, height), layout="constrained", **options)
     return axes
@@ -64,7 +64,7 @@ def finish(
 ) -> Axes:
     """Set labels, logarithmic axes ("x", "y", "xy"), ticks and the legend."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=11)
     if "x" in log:
         ax.set_xscale("log")
     if "y" in log:
@@ -73,7 +73,7 @@ def finish(
         ax.set_xticks(xticks, [f"{tick:,g}" for tick in xticks])
         ax.minorticks_off()
     if legend:
-        ax.legend(fontsize=8.5)
+        ax.legend(fontsize=9.5)
     return ax
 
 
@@ -185,7 +185,7 @@ def images(
     ax = panels(width=6.4, height=0.3 + 6.4 * num_rows / num_columns) if ax is None else ax
     ax.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=11)
     return ax
 
 
