@@ -15,15 +15,15 @@ class AutoregressiveModel(nn.Module):
 
     .. math:: p(x) = \prod_{d=1}^D p(x_d \mid x_1, \dots, x_{d-1})
 
-    Hidden unit j may see the pixels before position :math:`m_j`, and the logit of pixel d may use the units with
-    :math:`m_j \le d`, so no logit sees its own pixel or a later one.
+    Counting pixels from 0, hidden unit j may see the first :math:`m_j` pixels, and the logit of pixel d may use the
+    units with :math:`m_j \le d`, so no logit sees its own pixel or a later one.
 
     Args:
         x_dim: D, the number of pixels, at least 2.
         hidden_dim: H, the number of hidden units; at least D − 1, so that each pixel can be seen by some unit.
 
     Reference:
-        Germain et al. (2015), MADE, equations 8 to 13, arXiv:1502.03509; chapter 1.
+        Germain et al. (2015), MADE, section 4 (the masks), arXiv:1502.03509; chapter 1.
 
     >>> model = AutoregressiveModel(4, 8)
     >>> x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)  # all 16 images

@@ -5,6 +5,7 @@ Enumeration and quadrature are one computation. A finite set of points :math:`z_
 :math:`v_s = 1`; for a continuous z they are the nodes of a grid.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
 from lvmlib.contracts import check_count, check_positive, checked
-from lvmlib.models import GaussianLatentModel, LatentVariableModel, LinearGaussian
+from lvmlib.models import GaussianLatentModel, LatentVariableModel, LinearGaussian, check_data
 from lvmlib.proposals import Proposal
 from lvmlib.weights import check_log_w, log_mean_exp
 
 MAX_STATES = 2**22
+FREQUENCIES = (math.pi / 2, 2.0)  # radians per node, of the waves that check a grid's resolution
 CHUNK_STATES = 2**14  # states per chunk: bounds the hidden layers of a decoder
 CHUNK_NUMBERS = 2**20  # numbers per chunk of states: about 4 MB, which stays in cache
 
@@ -97,10 +99,11 @@ def exact_log_marginal(
             [-3.0284]])
     """
     if grid is None and isinstance(model, LinearGaussian):
-        model.posterior(x)  # its checks of x
-        return model.marginal().log_prob(x)
+        law = model.marginal()
+        check_data(x, law)
+        return law.log_prob(x)
     if grid is None and model.num_states is not None:
-        check_states(model, num_columns=1)
+        check_states(model, len(x), whole_table=False)
         return _stream_logsumexp(model, x)
     return _integrate(model, x, _check_grid(model, grid))
 
@@ -123,10 +126,15 @@ def exact_posterior(model: LatentVariableModel, x: Float[Tensor, "b d"], *, grid
     if grid is None and isinstance(model, LinearGaussian):
         return ExactPosterior(model.posterior(x), None)
     if grid is None and model.num_states is not None:
-        check_states(model, num_columns=len(x))
+        check_states(model, len(x), whole_table=True)
         states = model.states()
         return ExactPosterior(Categorical(logits=model.log_joint(x, states).T, validate_args=False), states)
     grid = _check_grid(model, grid)
+    if len(x) * grid.num_nodes**model.z_dim > 16 * MAX_STATES:
+        raise ValueError(
+            f"x: the posterior is a table of {grid.num_nodes**model.z_dim} nodes x {len(x)} data points, allowed are "
+            f"{16 * MAX_STATES} numbers; use fewer data points at a time or fewer nodes"
+        )
     nodes = grid.nodes(model.z_dim).to(model.prior_loc)
     law = Categorical(logits=model.log_joint(x, nodes).T, validate_args=False)
     _check_resolved(_functionals(grid, model.z_dim).to(nodes) @ law.probs.detach().T, grid)
@@ -154,12 +162,13 @@ def posterior_proposal(model: LatentVariableModel) -> Proposal:
     return proposal
 
 
-def check_states(model: LatentVariableModel, num_columns: int) -> None:
+def check_states(model: LatentVariableModel, num_data: int, *, whole_table: bool) -> None:
     """Refuse an enumeration that would not finish or not fit, before any memory is asked for (``ValueError``)."""
-    if model.num_states > MAX_STATES or model.num_states * num_columns > 16 * MAX_STATES:
-        num_bytes = model.num_states * (num_columns + getattr(model, "z_dim", 1)) * 4
+    numbers = model.num_states * num_data if whole_table else 0
+    if model.num_states > MAX_STATES or numbers > 16 * MAX_STATES:
+        num_bytes = 4 * model.num_states * (num_data + math.prod(model.z_shape))
         raise ValueError(
-            f"model: enumeration needs {_readable(model.num_states)} states x {num_columns} data points "
+            f"model: enumeration needs {_readable(model.num_states)} states x {num_data} data points "
             f"({_readable(num_bytes)} bytes), allowed are {MAX_STATES} states and {16 * MAX_STATES} numbers; use fewer "
             "latents, fewer data points, or the estimate log_marginal_estimate(model, x, proposal, num_samples)"
         )
@@ -192,6 +201,8 @@ def _check_grid(model: LatentVariableModel, grid: Grid | None) -> Grid:
     if grid.num_nodes % 2 == 0:
         raise ValueError(f"grid.num_nodes must be odd, so that every second node is a grid too, got {grid.num_nodes}")
     check_positive("grid.radius", grid.radius)
+    if not grid.tolerance > 0:
+        raise ValueError(f"grid.tolerance must be above 0 (infinity switches the check off), got {grid.tolerance}")
     if grid.num_nodes**model.z_dim > MAX_STATES:
         raise ValueError(
             f"grid.num_nodes: {grid.num_nodes} per axis make {grid.num_nodes**model.z_dim} nodes in {model.z_dim} "
@@ -223,11 +234,12 @@ def _functionals(grid: Grid, z_dim: int) -> Float[Tensor, "m s"]:
         coarse, edge = torch.zeros(shape).double(), torch.ones(shape).double()
         coarse[(slice(None, None, 2),) * z_dim] = 2.0**z_dim
         edge[(slice(1, -1),) * z_dim] = 0.0
-        angle = torch.arange(grid.num_nodes).double() * (math.pi / 2)
+        number = torch.arange(grid.num_nodes).double()
         waves = [
             wave.reshape([-1 if a == axis else 1 for a in range(z_dim)]).expand(shape)
             for axis in range(z_dim)
-            for wave in (angle.cos(), angle.sin())
+            for frequency in FREQUENCIES
+            for wave in ((frequency * number).cos(), (frequency * number).sin())
         ]
         rows += [coarse, edge, *waves]
     return torch.stack(rows).reshape(len(rows), -1)
@@ -236,16 +248,18 @@ def _functionals(grid: Grid, z_dim: int) -> Float[Tensor, "m s"]:
 def _check_resolved(shares: Tensor, grid: Grid) -> None:
     """Refuse a grid that misses or cuts the integrand, from the `_functionals` of the nodes' shares of the mass.
 
-    Twice the spacing is compared with the grid itself. That is blind to a peak halfway between two nodes, so the
-    Fourier coefficient of the shares at four nodes per period is looked at as well: it is 1 for a peak of any
-    position, and for a bump of Gaussian shape its fourth power is the error at twice the spacing. The density at the
-    edge of the box, over the rate 1 / radius at which the prior falls there, estimates the mass beyond.
+    Twice the spacing is compared with the grid itself. That is blind to a peak halfway between two nodes, so Fourier
+    coefficients of the shares are looked at too: they are 1 for one narrow peak of any position, and for a bump of
+    Gaussian shape the coefficient at frequency f to the power (π/f)² is half the error at twice the spacing. Two
+    frequencies, because two equal peaks can cancel at one. The density at the edge of the box, over the rate
+    1 / radius at which the prior falls there, estimates the mass beyond. A mode wholly outside the box is invisible.
     """
     if grid.tolerance == math.inf:
         return
     _, coarse, edge, *waves = shares
-    amplitudes = [torch.hypot(a, b).max().item() for a, b in zip(waves[::2], waves[1::2], strict=True)]
-    error = max(coarse.log().abs().max().item(), 2 * max(amplitudes) ** 4)
+    error = coarse.log().abs().max().item()
+    for frequency, cosine, sine in zip(itertools.cycle(FREQUENCIES), waves[::2], waves[1::2]):
+        error = max(error, 2 * torch.hypot(cosine, sine).max().item() ** (math.pi / frequency) ** 2)
     spacing = 2 * grid.radius / (grid.num_nodes - 1)
     outside = edge.max().item() * max(1.0, 1 / (spacing * max(1.0, grid.radius)))
     if not max(error, outside) <= grid.tolerance:

@@ -272,7 +272,7 @@ class BernoulliMixture(FiniteMixture):
     @torch.no_grad()
     @checked
     def m_step(
-        self, x: Float[Tensor, "b d"], responsibilities: Float[Tensor, "b c"], pseudo_count: float = 1.0
+        self, x: Float[Tensor, "b d"], responsibilities: Float[Tensor, "b c"], pseudo_count: float = 0.0
     ) -> None:
         r"""Weighted pixel means, with `pseudo_count` imagined images of each kind (on, off) added per pixel.
 
@@ -437,7 +437,7 @@ class LinearGaussian(GaussianLatentModel):
         scale: σ > 0.
 
     Reference:
-        Tipping and Bishop (1999), equations 3 to 6.
+        Tipping and Bishop (1999), section 3; chapter 2.
 
     >>> LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0).marginal().stddev  # 3² + 4² = 5²
     tensor([5.], grad_fn=<...>)

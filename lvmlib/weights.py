@@ -83,7 +83,7 @@ def normalize_log_weights(log_w: Float[Tensor, "k b"]) -> Float[Tensor, "k b"]:
         ValueError: an entry is NaN or +∞, or K = 0.
 
     Reference:
-        Owen (2013), Monte Carlo theory, methods and examples, equation 9.6; chapter 3.
+        Owen (2013), Monte Carlo theory, methods and examples, section 9.2; chapter 3.
 
     >>> normalize_log_weights(torch.tensor([[0.0], [math.log(3.0)]])).squeeze()
     tensor([0.2500, 0.7500])
@@ -100,8 +100,8 @@ def effective_sample_size(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
     .. math:: \mathrm{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2} = \frac1{\sum_k \tilde w_k^2} \in [1, K]
 
     K equal weights give K, a single non-zero weight gives 1, no non-zero weight gives 0.
-    A small value proves that the estimate is poor. A large value proves nothing: where no sample met the region
-    that matters, all weights look alike.
+    The relative error of the estimate is about 1/√ESS, as far as the sample can tell: where no sample met the region
+    that matters, all weights look alike and the ESS is large.
 
     Args:
         log_w: log-weights in nats, shape ``(K, B)``.
@@ -113,7 +113,7 @@ def effective_sample_size(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
         ValueError: an entry is NaN or +∞, or K = 0.
 
     Reference:
-        Kong (1992); Owen (2013), equation 9.13; chapter 3.
+        Kong (1992); Owen (2013), section 9.3; chapter 3.
 
     >>> effective_sample_size(torch.tensor([[0.0], [0.0], [-math.inf]]))
     tensor([2.])
@@ -128,8 +128,10 @@ def pareto_k(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
     r"""Pareto :math:`\hat k`: estimated tail index of the weights, from the largest :math:`M = \min(K/5, 3\sqrt K)`.
 
     The law of w has finite moments of order below 1/k: mean finite for k < 1, variance finite for k < 1/2.
-    Reading: below 0.5 the weights have finite variance; from 0.5 to 0.7 the variance is infinite already, and the
-    estimate still converges, slowly; above 0.7 do not believe it. Constant weights have no tail: −∞ by convention.
+    Reading, of k: below 0.5 the weights have finite variance; from 0.5 to 0.7 the variance is infinite already, and
+    the estimate still converges, with an error of order K^(k − 1); above 0.7 do not believe it. A negative k means
+    bounded weights. Where the whole tail equals the largest weight there is none: −∞ by convention. The estimate k̂
+    scatters, by about (1 + k)/√M.
 
     Args:
         log_w: log-weights in nats, shape ``(K, B)`` with K ≥ 25, so that the tail holds 5 samples.
@@ -142,8 +144,7 @@ def pareto_k(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
         ValueError: K < 25, or an entry is NaN or +∞.
 
     Reference:
-        Vehtari et al. (2024), sections 2 and 3, arXiv:1507.02646, with the fit of Zhang and Stephens (2009);
-        chapter 3.
+        Vehtari et al. (2024), arXiv:1507.02646, with the fit of Zhang and Stephens (2009); chapter 3.
 
     >>> quantiles = (torch.arange(10_000).double() + 0.5) / 10_000
     >>> pareto_k(-0.8 * quantiles.log()[:, None]).round(decimals=1)  # weights u^-0.8 have tail index 0.8
@@ -157,8 +158,9 @@ def pareto_k(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
     tail = weights.sort(0).values[-tail_size - 1 :]
     fitted = [_generalized_pareto_shape(column[1:] - column[0]) for column in tail.T]
     k = torch.tensor(fitted, dtype=log_w.dtype, device=log_w.device)
-    constant = (weights.amin(0) == weights.amax(0)) & (weights.amax(0) > 0)
-    return torch.where(constant, -math.inf, k)
+    # a largest weight that fills the tail, as with constant weights or a z of few values, has nothing above it
+    no_tail = (tail[0] == tail[-1]) & (tail[-1] > 0)
+    return torch.where(no_tail, -math.inf, k)
 
 
 def _generalized_pareto_shape(excess: Tensor) -> float:
@@ -166,7 +168,7 @@ def _generalized_pareto_shape(excess: Tensor) -> float:
 
     Zhang and Stephens (2009): with :math:`\theta = k/\sigma` the profile likelihood is one-dimensional; the estimate
     of :math:`\theta` is its mean under a weakly informative prior on a grid of quantiles. The last line is the
-    prior of Vehtari et al. (2024), appendix G: ten observations' worth of k = 0.5.
+    prior of Vehtari et al. (2024): ten observations' worth of k = 0.5.
     """
     excess = excess[excess > 1e-280]  # the largest weight is 1 here; below this the reciprocals overflow
     count = len(excess)

@@ -10,6 +10,7 @@ import torch
 from lvmlib import (
     BernoulliDecoder,
     BinaryLatentModel,
+    GaussianDecoder,
     GaussianLatentModel,
     GaussianMixture,
     Grid,
@@ -307,6 +308,40 @@ def test_a_peak_between_the_nodes_of_two_axes_is_refused():
     model = LinearGaussian(torch.eye(2, dtype=DOUBLE), torch.zeros(2, dtype=DOUBLE), 0.01)
     with pytest.raises(QuadratureError):
         exact_log_marginal(model, torch.full((1, 2), 0.075 * 1.0001, dtype=DOUBLE), grid=Grid())
+
+
+class TwoPeaks(torch.nn.Module):
+    """A mean that is 0 at z = −spacing and z = +spacing: two equal peaks of the posterior, two nodes apart."""
+
+    def __init__(self, spacing):
+        super().__init__()
+        self.spacing = spacing
+
+    def forward(self, z):
+        return (z / self.spacing) ** 2 - 1
+
+
+@pytest.mark.parametrize("noise", [0.15, 0.25, 0.4])
+def test_two_peaks_that_cancel_at_one_frequency_are_refused(noise):
+    spacing = 2 * 6.0 / 80
+    grid = Grid()
+    shift = spacing / 2  # both peaks halfway between nodes
+    network = torch.nn.Sequential(TwoPeaks(spacing)).double()
+    model = GaussianLatentModel(1, GaussianDecoder(Shifted(network, shift), 2 * noise)).double()
+    x = torch.zeros(1, 1, dtype=DOUBLE)
+    with pytest.raises(QuadratureError):
+        exact_log_marginal(model, x, grid=grid)
+
+
+class Shifted(torch.nn.Module):
+    """A function of z − shift."""
+
+    def __init__(self, network, shift):
+        super().__init__()
+        self.network, self.shift = network, shift
+
+    def forward(self, z):
+        return self.network(z - self.shift)
 
 
 def test_one_unresolved_data_point_among_many_is_refused():

@@ -76,8 +76,6 @@ def test_check_answer_rejects_an_answer_right_in_the_first_case_only():
             [1, 2, 4], {"a": torch.ones(3), "b": [1, 2, 3]}, markers=True, log="xy", level={"c": 2.0}
         ),
         lambda: plotting.lines([1, 2], {"a": [1, 2]}, band={"a": ([0, 1], [2, 3])}),
-        lambda: plotting.bars({"a": [1, 2], "b": [2, 1]}, ["x", "y"]),
-        lambda: plotting.histogram({"a": torch.arange(10.0)}),
         lambda: plotting.scatter({"a": torch.rand(5, 2), "b": torch.rand(2, 2)}, sizes=30),
         lambda: plotting.heatmap(torch.rand(3, 4), colorbar="nats"),
         lambda: plotting.images(torch.rand(7, 64), num_columns=4),

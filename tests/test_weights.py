@@ -307,3 +307,8 @@ def test_pareto_k_carries_no_gradient():
 def test_pareto_k_refuses_fewer_than_25_samples(num_samples):
     with pytest.raises(ValueError, match=f"log_w: pareto_k needs at least 25 samples, got {num_samples}"):
         pareto_k(torch.zeros(num_samples, 2))
+
+
+def test_pareto_k_finds_no_tail_where_the_largest_weight_fills_it():
+    log_w = torch.tensor([-20.0, 0.0, 1.0], dtype=torch.float64).repeat_interleave(torch.tensor([50, 150, 800]))
+    assert pareto_k(log_w[:, None]).item() == -INF

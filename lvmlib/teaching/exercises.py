@@ -21,7 +21,7 @@ def check_answer(
         reference: a right answer.
         cases: argument tuples to try.
         wrong: hint -> a usual wrong answer; where the reader's values equal that answer's, the hint is printed.
-        tolerance: largest absolute difference allowed.
+        tolerance: largest difference allowed, absolute plus relative.
 
     Returns:
         True if every case agrees.
@@ -45,7 +45,9 @@ def check_answer(
             return False
         if not _close(got, wanted, tolerance):
             hints = [hint for hint, function in (wrong or {}).items() if _close(got, function(*case), tolerance)]
-            print("Not yet. " + (hints[0] if hints else f"The first wrong value: {_first_wrong(got, wanted)}."))
+            print(
+                "Not yet. " + (hints[0] if hints else f"The first wrong value: {_first_wrong(got, wanted, tolerance)}.")
+            )
             return False
     print("Right.")
     return True
@@ -56,7 +58,7 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance)
 
 
-def _first_wrong(got: Tensor, wanted: Tensor) -> str:
+def _first_wrong(got: Tensor, wanted: Tensor, tolerance: float) -> str:
     got, wanted = got.double().flatten(), wanted.double().flatten()
-    index = int((~torch.isclose(got, wanted, rtol=1e-4, atol=1e-4)).nonzero()[0])
+    index = int((~torch.isclose(got, wanted, rtol=tolerance, atol=tolerance)).nonzero()[0])
     return f"got {got[index].item():.5g}, it should be {wanted[index].item():.5g}"

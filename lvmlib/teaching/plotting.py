@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
@@ -111,29 +112,9 @@ def lines(
         ax.axhline(height, color="0.25", linestyle=(0, (1, 1 + i)), linewidth=1.2, label=label)
     if "x" in labels.get("log", "") and markers and len(x) <= 8:
         labels["xticks"] = x
+    elif "x" not in labels.get("log", "") and np.issubdtype(np.asarray(array(x)).dtype, np.integer):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finish(ax, legend=len(series) + len(level or {}) > 1, **labels)
-
-
-@styled
-def bars(values: Mapping[str, object], categories: Sequence[str], *, ax: Axes | None = None, **labels) -> Axes:
-    """Draw grouped bars: label -> one height per category."""
-    ax = panels() if ax is None else ax
-    width = 0.8 / len(values)
-    for i, (label, heights) in enumerate(values.items()):
-        at = np.arange(len(categories)) - 0.4 + width * (i + 0.5)
-        ax.bar(at, array(heights), width, color=COLORS[i % 7], label=label, hatch=("", "//", "..", "xx")[i % 4])
-    ax.set_xticks(range(len(categories)), categories)
-    return finish(ax, legend=len(values) > 1, **labels)
-
-
-@styled
-def histogram(samples: Mapping[str, object], *, ax: Axes | None = None, bins: object = 40, **labels) -> Axes:
-    """Draw normalized histograms: label -> samples, shape ``(N,)``."""
-    ax = panels() if ax is None else ax
-    for i, (label, values) in enumerate(samples.items()):
-        style = {"color": COLORS[i % 7], "linestyle": STYLES[i % 7]}
-        ax.hist(array(values), bins=bins, density=True, histtype="step", linewidth=1.6, label=label, **style)
-    return finish(ax, legend=len(samples) > 1, **labels)
 
 
 @styled
@@ -165,6 +146,9 @@ def heatmap(
     origin = "upper" if extent is None else "lower"
     image = ax.imshow(array(values), extent=extent, origin=origin, cmap=cmap, aspect="equal")
     ax.grid(False)
+    if extent is None:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label=colorbar, shrink=0.85)
     return finish(ax, **labels)
