@@ -1,10 +1,12 @@
 """Small, tested library of the lecture notes on latent variable models: everything is a function of log w."""
 
 from lvmlib.autoregressive import AutoregressiveModel
+from lvmlib.bounds import elbo, elbo_analytic_entropy, elbo_analytic_kl, iwae_bound, kl_to_prior
 from lvmlib.exact import (
     ExactPosterior,
     Grid,
     QuadratureError,
+    exact_elbo,
     exact_expected_log_mean,
     exact_log_marginal,
     exact_posterior,
@@ -23,7 +25,14 @@ from lvmlib.models import (
     LinearGaussian,
     mlp,
 )
-from lvmlib.proposals import prior_proposal
+from lvmlib.proposals import (
+    FreeBernoulli,
+    FreeCategorical,
+    FreeGaussian,
+    GaussianEncoder,
+    detached,
+    prior_proposal,
+)
 from lvmlib.training import NonFiniteError, em, fit
 from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
 
@@ -38,8 +47,12 @@ __all__ = [
     "DiagonalGaussian",
     "Draw",
     "ExactPosterior",
+    "FreeBernoulli",
+    "FreeCategorical",
+    "FreeGaussian",
     "FullGaussian",
     "GaussianDecoder",
+    "GaussianEncoder",
     "GaussianLatentModel",
     "GaussianMixture",
     "Grid",
@@ -47,13 +60,20 @@ __all__ = [
     "LinearGaussian",
     "NonFiniteError",
     "QuadratureError",
+    "detached",
     "draw",
     "effective_sample_size",
+    "elbo",
+    "elbo_analytic_entropy",
+    "elbo_analytic_kl",
     "em",
+    "exact_elbo",
     "exact_expected_log_mean",
     "exact_log_marginal",
     "exact_posterior",
     "fit",
+    "iwae_bound",
+    "kl_to_prior",
     "log_marginal_estimate",
     "log_mean_exp",
     "mlp",

@@ -1,0 +1,129 @@
+r"""Lower bounds on log p(x), as estimates from samples. Each has shape ``(B,)`` and is an objective for `fit`.
+
+All three faces of the ELBO have the same expectation; their samples differ, and so does their variance.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from lvmlib.contracts import checked
+from lvmlib.importance import draw, score
+from lvmlib.laws import FullGaussian
+from lvmlib.models import LatentVariableModel
+from lvmlib.proposals import Proposal
+from lvmlib.weights import log_mean_exp
+
+
+@checked
+def elbo(
+    model: LatentVariableModel, x: Float[Tensor, "b d"], encoder: Proposal, num_samples: int = 1
+) -> Float[Tensor, " b"]:
+    r"""Evidence lower bound, the mean of the log-weights.
+
+    .. math:: \mathrm{ELBO}(q) = \mathbb E_{q(z \mid x)}[\log p(x, z) - \log q(z \mid x)] \le \log p(x)
+
+    The sample mean is unbiased for the ELBO, whatever K.
+
+    Args:
+        model: gives p.
+        x: data, shape ``(B, D)``.
+        encoder: callable from x to q(z | x).
+        num_samples: K ≥ 1.
+
+    Returns:
+        Shape ``(B,)``, in nats per data point.
+
+    Reference:
+        Jordan et al. (1999); Kingma and Welling (2014), section 2.2, arXiv:1312.6114; chapter 4.
+
+    >>> from lvmlib import LinearGaussian, exact_log_marginal, posterior_proposal
+    >>> model, x = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0), torch.tensor([[5.0]])
+    >>> gap = exact_log_marginal(model, x) - elbo(model, x, posterior_proposal(model))  # none at the posterior
+    >>> bool(gap.abs() < 1e-5)
+    True
+    """
+    q = encoder(x)
+    return score(model, x, q, draw(q, num_samples)).log_w.mean(0)
+
+
+@checked
+def elbo_analytic_kl(
+    model: LatentVariableModel, x: Float[Tensor, "b d"], encoder: Proposal, num_samples: int = 1
+) -> Float[Tensor, " b"]:
+    r"""The ELBO as reconstruction minus KL to the prior, the second term in closed form.
+
+    .. math:: \mathbb E_{q(z \mid x)}[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
+
+    Args, Returns: as `elbo`.
+
+    Reference:
+        Kingma and Welling (2014), equation 3, arXiv:1312.6114; chapter 6.
+
+    >>> from lvmlib import LinearGaussian, prior_proposal
+    >>> model, x = LinearGaussian(torch.tensor([[0.0]]), torch.zeros(1), 1.0), torch.tensor([[0.0]])
+    >>> elbo_analytic_kl(model, x, prior_proposal(model)).detach()  # KL is 0, and z does not matter
+    tensor([-0.9189])
+    """
+    q = encoder(x)
+    return score(model, x, q, draw(q, num_samples)).log_likelihood.mean(0) - kl_to_prior(q, model)
+
+
+@checked
+def elbo_analytic_entropy(
+    model: LatentVariableModel, x: Float[Tensor, "b d"], encoder: Proposal, num_samples: int = 1
+) -> Float[Tensor, " b"]:
+    r"""The ELBO as minus energy plus entropy, the second term in closed form.
+
+    .. math:: \mathbb E_{q(z \mid x)}[\log p(x, z)] + \mathrm H(q(z \mid x))
+
+    Args, Returns: as `elbo`. Chapter 6.
+
+    >>> from lvmlib import LinearGaussian, prior_proposal
+    >>> model, x = LinearGaussian(torch.tensor([[0.0]]), torch.zeros(1), 1.0), torch.tensor([[0.0]])
+    >>> elbo_analytic_entropy(model, x, prior_proposal(model), num_samples=1000).shape
+    torch.Size([1])
+    """
+    q = encoder(x)
+    sample = score(model, x, q, draw(q, num_samples))
+    return (sample.log_prior + sample.log_likelihood).mean(0) + q.entropy()
+
+
+@checked
+def iwae_bound(
+    model: LatentVariableModel, x: Float[Tensor, "b d"], encoder: Proposal, num_samples: int
+) -> Float[Tensor, " b"]:
+    r"""Importance-weighted bound: the estimate log p̂_K, as an objective; its expectation rises with K.
+
+    .. math:: \mathcal L_K = \mathbb E\Big[\log \frac1K \sum_{k=1}^K w_k\Big] \le \log p(x)
+
+    Args, Returns: as `elbo`, of which it is the case K = 1.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov (2016), equation 8, arXiv:1509.00519; chapter 8.
+
+    >>> from lvmlib import LinearGaussian, exact_log_marginal, posterior_proposal
+    >>> model, x = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0), torch.tensor([[5.0]])
+    >>> bool((iwae_bound(model, x, posterior_proposal(model), 5) - exact_log_marginal(model, x)).abs() < 1e-5)
+    True
+    """
+    q = encoder(x)
+    return log_mean_exp(score(model, x, q, draw(q, num_samples)).log_w)
+
+
+def kl_to_prior(q: Distribution, model: LatentVariableModel) -> Float[Tensor, " b"]:
+    """Return KL(q(z | x) ‖ p(z)) in closed form, shape ``(B,)``, in nats.
+
+    Raises:
+        NotImplementedError: no closed form is known for this q and prior.
+
+    >>> from lvmlib import DiagonalGaussian, LinearGaussian
+    >>> model = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0)
+    >>> kl_to_prior(DiagonalGaussian(torch.tensor([[1.0]]), torch.tensor([[1.0]])), model)
+    tensor([0.5000])
+    """
+    prior = model.prior()
+    if isinstance(q, FullGaussian):
+        prior = FullGaussian(prior.mean, torch.diag_embed(prior.stddev))
+    return kl_divergence(q, prior)
