@@ -29,11 +29,12 @@ from lvmlib.proposals import (
     FreeBernoulli,
     FreeCategorical,
     FreeGaussian,
+    FreeProposal,
     GaussianEncoder,
     detached,
     prior_proposal,
 )
-from lvmlib.training import NonFiniteError, em, fit
+from lvmlib.training import NonFiniteError, em, fit, fit_proposal
 from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "FreeBernoulli",
     "FreeCategorical",
     "FreeGaussian",
+    "FreeProposal",
     "FullGaussian",
     "GaussianDecoder",
     "GaussianEncoder",
@@ -72,6 +74,7 @@ __all__ = [
     "exact_log_marginal",
     "exact_posterior",
     "fit",
+    "fit_proposal",
     "iwae_bound",
     "kl_to_prior",
     "log_marginal_estimate",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from lvmlib.contracts import check_count, check_positive, checked
 from lvmlib.exact import exact_log_marginal, exact_posterior
 from lvmlib.models import FiniteMixture
+from lvmlib.proposals import FreeProposal
 
 Objective = Callable[[nn.Module, nn.Module | None, Tensor], Tensor]
 
@@ -77,6 +78,11 @@ def fit(
     check_count("evaluate_every", evaluate_every)
     check_count("batch_size", batch_size)
     check_positive("learning_rate", learning_rate)
+    if isinstance(encoder, FreeProposal):
+        raise ValueError(
+            f"encoder must compute q from x, because fit shuffles the data; got {type(encoder).__name__}, which has "
+            "one law per data point: use fit_proposal"
+        )
     if len(x) == 0 or batch_size > len(x):
         raise ValueError(f"batch_size must be from 1 to the number of data points {len(x)}, got {batch_size}")
     parameters = [p for part in (model, encoder) if part is not None for p in part.parameters() if p.requires_grad]
@@ -89,9 +95,7 @@ def fit(
     for epoch in tqdm(range(num_epochs), disable=not progress, desc="fit", unit="epoch"):
         total = 0.0
         for index in torch.randperm(len(x)).split(batch_size):
-            values = objective(model, encoder, x[index])
-            if values.shape != (len(index),):
-                raise ValueError(f"objective must return shape ({len(index)},), got {tuple(values.shape)}")
+            values = _objective_values(objective, model, encoder, x[index])
             optimizer.zero_grad()
             (-values.mean()).backward()
             _check_step(values, parameters, index, epoch)
@@ -103,6 +107,75 @@ def fit(
             history["evaluate"].append(_evaluated(evaluate))
             history["evaluate_epoch"].append(epoch + 1)
     return {name: torch.tensor(values) for name, values in history.items()}
+
+
+@checked
+def fit_proposal(
+    model: nn.Module,
+    proposal: FreeProposal,
+    x: Float[Tensor, "n d"],
+    objective: Objective,
+    *,
+    num_steps: int = 200,
+    learning_rate: float = 0.05,
+) -> Float[Tensor, "steps_and_start n"]:
+    r"""Maximize an objective over free proposals, one optimization per data point, all of them in one batch.
+
+    .. math:: \max_{q_1, \dots, q_N} \; \sum_{i=1}^N \mathcal L(x^{(i)}, q_i)
+
+    Adam works on each number by itself, so the N optimizations do not influence one another. The learning rate falls
+    linearly to zero over the second half of the steps. The proposal is changed in place, the model is not.
+
+    Args:
+        model: gives p.
+        proposal: N free laws, such as `FreeGaussian`.
+        x: data, shape ``(N, D)``.
+        objective: a function ``(model, proposal, x) -> (N,)`` in nats per data point.
+        num_steps: ≥ 1.
+        learning_rate: Adam's, > 0.
+
+    Returns:
+        The objective before the first step and after each, shape ``(num_steps + 1, N)``.
+
+    Raises:
+        ValueError: an argument out of range, or an objective of another shape than ``(N,)``.
+        NonFiniteError: the objective or its gradient is NaN or infinite; names the step and the data points.
+
+    Reference:
+        Chapter 4.
+
+    >>> from lvmlib import FreeGaussian, LinearGaussian, exact_elbo
+    >>> model, x = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0), torch.tensor([[5.0]])
+    >>> q = FreeGaussian(1, 1)
+    >>> _ = fit_proposal(model, q, x, lambda model, q, x: exact_elbo(model, x, q(x)))
+    >>> torch.stack([q(x).mean, model.posterior(x).mean]).detach().round(decimals=2).flatten()
+    tensor([0.6000, 0.6000])
+    """
+    check_count("num_steps", num_steps)
+    check_positive("learning_rate", learning_rate)
+    parameters = [p for p in proposal.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2.0 - 2.0 * step / num_steps))
+    history = []
+    for step in range(num_steps):
+        values = _objective_values(objective, model, proposal, x)
+        history.append(values.detach())
+        gradients = torch.autograd.grad(-values.sum(), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        _check_step(values, parameters, torch.arange(len(x)), step)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        history.append(_objective_values(objective, model, proposal, x))
+    return torch.stack(history)
+
+
+def _objective_values(objective: Objective, model: nn.Module, encoder: nn.Module | None, x: Tensor) -> Tensor:
+    values = objective(model, encoder, x)
+    if values.shape != (len(x),):
+        raise ValueError(f"objective must return shape ({len(x)},), got {tuple(values.shape)}")
+    return values
 
 
 @torch.no_grad()

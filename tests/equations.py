@@ -439,6 +439,116 @@ def eq_3_10() -> float:
     return largest(probability @ w[runs].prod(1).square() / p**8 - one**4)
 
 
+# Chapter 4 · The variational approach
+
+
+def some_laws() -> torch.Tensor:
+    """Ten laws over three values, shape (10, 3), none of them special."""
+    torch.manual_seed(0)
+    return torch.rand(10, 3, dtype=F64).softmax(1)
+
+
+def categorical_kl(q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """KL(q‖p) over the last axis, by the definition."""
+    return (q * (q.log() - p.log())).sum(-1)
+
+
+@equation(
+    "4.1", "the three lines of the KL derivation are one number (ten laws q)", "exact_posterior", "exact_log_marginal"
+)
+def eq_4_1() -> float:
+    model = small_mixture()
+    log_joint, _, p = mixture_weights()
+    posterior = lv.exact_posterior(model, X).law.probs
+    residuals = []
+    for q in some_laws():
+        for i in range(2):
+            first = categorical_kl(q, posterior[i])
+            second = (q * (q / (log_joint[:, i].exp() / p[i])).log()).sum()
+            third = (q * (q.log() - log_joint[:, i])).sum() + lv.exact_log_marginal(model, X)[i]
+            residuals += [(first - second).reshape(1), (first - third).reshape(1)]
+    return largest(*residuals)
+
+
+@equation("4.2", "log p(x) = ELBO + KL, and the KL is not negative", "exact_elbo", "exact_log_marginal")
+def eq_4_2() -> float:
+    model, residuals = small_mixture(), []
+    posterior, (_, _, p) = lv.exact_posterior(model, X).law.probs, mixture_weights()
+    for q in some_laws():
+        bound = lv.exact_elbo(model, X, torch.distributions.Categorical(probs=q.expand(2, 3)))
+        residuals += [p.log() - bound - categorical_kl(q, posterior), (bound - p.log()).clamp_min(0.0)]
+    return largest(*residuals)
+
+
+@equation("4.3", "the ELBO's maximum over all q is log p(x), at the posterior", "exact_elbo", "posterior_proposal")
+def eq_4_3() -> float:
+    model, (_, _, p) = small_mixture(), mixture_weights()
+    q = lv.posterior_proposal(model)(X)
+    logits = q.logits.clone().requires_grad_(True)
+    bound = lv.exact_elbo(model, X, torch.distributions.Categorical(logits=logits))
+    (gradient,) = torch.autograd.grad(bound.sum(), [logits])
+    return largest(bound - p.log(), gradient)
+
+
+@equation(
+    "4.4", "the Gaussian of least forward KL has the posterior's mean and variance", "exact_posterior", tolerance=1e-8
+)
+def eq_4_4() -> float:
+    posterior = lv.exact_posterior(small_mixture(), X).law.probs[0]
+    z = torch.tensor([-1.0, 0.4, 2.5], dtype=F64)  # three values with the posterior's probabilities
+    mean = posterior @ z
+    loc, log_scale = (
+        mean.clone().requires_grad_(True),
+        (posterior @ (z - mean).square()).log().div(2).requires_grad_(True),
+    )
+    cross_entropy = -(posterior * (-0.5 * ((z - loc) / log_scale.exp()).square() - log_scale)).sum()
+    gradients = torch.autograd.grad(cross_entropy, [loc, log_scale], create_graph=True)
+    curvature = [
+        torch.autograd.grad(g, p, retain_graph=True)[0] for g, p in zip(gradients, (loc, log_scale), strict=True)
+    ]
+    not_a_minimum = torch.tensor(float(min(c.item() for c in curvature) <= 0))
+    return largest(*[g.reshape(1) for g in gradients], not_a_minimum.reshape(1))
+
+
+@equation(
+    "4.5", "a law that covers one of two equal humps is log 2 away (two far Gaussians, quadrature)", tolerance=1e-9
+)
+def eq_4_5() -> float:
+    z = torch.linspace(-40, 40, 40_001, dtype=F64)
+    one, other = log_normal(z, -10.0, 0.7), log_normal(z, 10.0, 1.3)
+    log_p = torch.logaddexp(one, other) - math.log(2)
+    kl = (one.exp() * (one - log_p)).sum() * (z[1] - z[0])
+    return largest(kl.reshape(1) - math.log(2))
+
+
+@equation("4.6", "mean, variances and gap of the best diagonal Gaussian", "exact_elbo", "LinearGaussian.posterior")
+def eq_4_6() -> float:
+    weight = torch.tensor([[1.0, 0.9], [0.9, 1.0], [0.2, -0.4]], dtype=F64)
+    model = lv.LinearGaussian(weight, torch.zeros(3, dtype=F64), 0.5).requires_grad_(False)
+    x = torch.tensor([[1.0, 0.5, 0.2], [-1.0, 0.3, 2.0]], dtype=F64)
+    exact = model.posterior(x)
+    precision = torch.linalg.inv(exact.covariance_matrix[0])
+    loc = exact.mean.clone().requires_grad_(True)
+    log_scale = (-precision.diagonal().log() / 2).expand(2, 2).clone().requires_grad_(True)
+    bound = lv.exact_elbo(model, x, lv.DiagonalGaussian(loc, log_scale.exp()))
+    gradients = torch.autograd.grad(bound.sum(), [loc, log_scale])
+    gap = (precision.diagonal().log().sum() - precision.logdet()) / 2
+    return largest(*gradients, lv.exact_log_marginal(model, x) - bound - gap)
+
+
+@equation("4.7", "gap −½ log(1 − ρ²), and infinite variance of the weights from |ρ| = ½ on")
+def eq_4_7() -> float:
+    residuals = []
+    for rho in (-0.9, -0.5001, -0.4999, 0.3, 0.4999, 0.5001, 0.8):
+        precision = torch.linalg.inv(torch.tensor([[1.0, rho], [rho, 1.0]], dtype=F64))
+        gap = (precision.diagonal().log().sum() - precision.logdet()) / 2
+        residuals.append((gap + math.log(1 - rho**2) / 2).reshape(1))
+        # the integrand p²/q falls in every direction exactly if 2Λ − diag Λ is positive definite
+        falls = torch.linalg.eigvalsh(2 * precision - precision.diagonal().diag()).min() > 0
+        residuals.append(torch.tensor([float(falls.item() != (abs(rho) < 0.5))]))
+    return largest(*residuals)
+
+
 def run_all() -> list[dict]:
     """Run every check; return one row per equation, in the order of the book."""
     rows = []

@@ -184,3 +184,19 @@ def labelled_points(points: object, labels: object, *, ax: Axes | None = None, *
     ax.set_xlim(points[:, 0].min() - margin[0], points[:, 0].max() + margin[0])
     ax.set_ylim(points[:, 1].min() - margin[1], points[:, 1].max() + margin[1])
     return finish(ax, **names)
+
+
+@styled
+def contours(
+    horizontal: object, vertical: object, densities: Mapping[str, object], *, ax: Axes | None = None, **labels
+) -> Axes:
+    """Draw contours of densities over the plane: label -> shape ``(H, V)``, at 1, 10 and 50 % of each maximum."""
+    ax = panels(width=4.4, height=4.0) if ax is None else ax
+    handles = []
+    for i, (label, values) in enumerate(densities.items()):
+        values, style = array(values), {"colors": COLORS[i % 7], "linestyles": STYLES[i % 7], "linewidths": 1.4}
+        ax.contour(
+            array(horizontal), array(vertical), values.T, levels=values.max() * np.array([0.01, 0.1, 0.5]), **style
+        )
+        handles += ax.plot([], [], color=COLORS[i % 7], linestyle=STYLES[i % 7], label=label)
+    return finish(ax, legend=len(handles) > 1, **labels)
