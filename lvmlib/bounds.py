@@ -6,13 +6,13 @@ All three faces of the ELBO have the same expectation; their samples differ, and
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Categorical, Distribution, kl_divergence
 
 from lvmlib.contracts import checked
-from lvmlib.importance import draw, score
-from lvmlib.laws import FullGaussian
+from lvmlib.importance import Draw, draw, score
+from lvmlib.laws import BernoulliVector, FullGaussian
 from lvmlib.models import LatentVariableModel
-from lvmlib.proposals import Proposal
+from lvmlib.proposals import Proposal, check_law
 from lvmlib.weights import log_mean_exp
 
 
@@ -44,8 +44,8 @@ def elbo(
     >>> bool(gap.abs() < 1e-5)
     True
     """
-    q = encoder(x)
-    return score(model, x, q, draw(q, num_samples)).log_w.mean(0)
+    _, sample = _draw_and_score(model, x, encoder, num_samples)
+    return sample.log_w.mean(0)
 
 
 @checked
@@ -66,8 +66,8 @@ def elbo_analytic_kl(
     >>> elbo_analytic_kl(model, x, prior_proposal(model)).detach()  # KL is 0, and z does not matter
     tensor([-0.9189])
     """
-    q = encoder(x)
-    return score(model, x, q, draw(q, num_samples)).log_likelihood.mean(0) - kl_to_prior(q, model)
+    q, sample = _draw_and_score(model, x, encoder, num_samples)
+    return sample.log_likelihood.mean(0) - kl_to_prior(q, model)
 
 
 @checked
@@ -85,8 +85,7 @@ def elbo_analytic_entropy(
     >>> elbo_analytic_entropy(model, x, prior_proposal(model), num_samples=1000).shape
     torch.Size([1])
     """
-    q = encoder(x)
-    sample = score(model, x, q, draw(q, num_samples))
+    q, sample = _draw_and_score(model, x, encoder, num_samples)
     return (sample.log_prior + sample.log_likelihood).mean(0) + q.entropy()
 
 
@@ -108,22 +107,48 @@ def iwae_bound(
     >>> bool((iwae_bound(model, x, posterior_proposal(model), 5) - exact_log_marginal(model, x)).abs() < 1e-5)
     True
     """
+    _, sample = _draw_and_score(model, x, encoder, num_samples)
+    return log_mean_exp(sample.log_w)
+
+
+def _draw_and_score(
+    model: LatentVariableModel, x: Tensor, encoder: Proposal, num_samples: int
+) -> tuple[Distribution, Draw]:
+    if len(x) == 0:
+        raise ValueError(f"x must have shape (B, D) with B >= 1, got {tuple(x.shape)}")
     q = encoder(x)
-    return log_mean_exp(score(model, x, q, draw(q, num_samples)).log_w)
+    check_law(model, q, len(x))
+    return q, score(model, x, q, draw(q, num_samples))
 
 
 def kl_to_prior(q: Distribution, model: LatentVariableModel) -> Float[Tensor, " b"]:
-    """Return KL(q(z | x) ‖ p(z)) in closed form, shape ``(B,)``, in nats.
+    r"""Return KL(q(z | x) ‖ p(z)) in closed form, shape ``(B,)``, in nats.
+
+    Args:
+        q: Gaussian, Categorical or BernoulliVector law with batch shape ``(B,)``; a probability of 0 is legal.
+        model: gives the prior.
 
     Raises:
-        NotImplementedError: no closed form is known for this q and prior.
+        ValueError: q is a law over another space than the prior.
+        NotImplementedError: no closed form is known for this q.
 
     >>> from lvmlib import DiagonalGaussian, LinearGaussian
     >>> model = LinearGaussian(torch.tensor([[3.0]]), torch.zeros(1), 4.0)
     >>> kl_to_prior(DiagonalGaussian(torch.tensor([[1.0]]), torch.tensor([[1.0]])), model)
     tensor([0.5000])
     """
+    check_law(model, q, q.batch_shape.numel())
     prior = model.prior()
+    if isinstance(q, Categorical):
+        return _discrete_kl(q.logits, prior.logits)
+    if isinstance(q, BernoulliVector):
+        return _discrete_kl(q.log_probs(), prior.log_probs()).sum(-1)
     if isinstance(q, FullGaussian):
         prior = FullGaussian(prior.mean, torch.diag_embed(prior.stddev))
     return kl_divergence(q, prior)
+
+
+def _discrete_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return Σ q (log q − log p) over the last axis, where 0 log 0 is 0 and has gradient 0."""
+    possible = log_q > -torch.inf
+    return torch.where(possible, log_q.exp() * (torch.where(possible, log_q, 0.0) - log_p), 0.0).sum(-1)

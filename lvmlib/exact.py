@@ -17,7 +17,7 @@ from torch.distributions import Categorical, Distribution
 
 from lvmlib.contracts import check_count, check_positive, checked
 from lvmlib.models import GaussianLatentModel, LatentVariableModel, LinearGaussian, check_data
-from lvmlib.proposals import Proposal
+from lvmlib.proposals import Proposal, check_law
 from lvmlib.weights import check_log_w, log_mean_exp
 
 MAX_STATES = 2**22
@@ -144,7 +144,12 @@ def exact_posterior(model: LatentVariableModel, x: Float[Tensor, "b d"], *, grid
 
 @checked
 def exact_elbo(
-    model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, *, num_nodes: int = 40
+    model: LatentVariableModel,
+    x: Float[Tensor, "b d"],
+    q: Distribution,
+    *,
+    num_nodes: int = 40,
+    tolerance: float = 1e-2,
 ) -> Float[Tensor, " b"]:
     r"""Exact ELBO of a given q, without samples and differentiable in q and in the model.
 
@@ -157,13 +162,16 @@ def exact_elbo(
         model: gives p.
         x: data, shape ``(B, D)``.
         q: law with batch shape ``(B,)``: Categorical, BernoulliVector, DiagonalGaussian or FullGaussian.
-        num_nodes: Gauss–Hermite nodes per axis.
+        num_nodes: Gauss–Hermite nodes per axis, at most 300.
+        tolerance: largest difference allowed to the value with three quarters of the nodes, in nats; infinity switches
+            the check off, as an objective of many steps may want.
 
     Returns:
         Shape ``(B,)``, in nats per data point; at most log p(x), by KL(q ‖ p(z | x)).
 
     Raises:
-        ValueError: q has another batch shape, or no exact method applies to it.
+        ValueError: q has another batch shape or is a law over another space, or no exact method applies to it.
+        QuadratureError: the nodes do not resolve the model's density under q.
 
     Reference:
         Chapter 4.
@@ -173,12 +181,18 @@ def exact_elbo(
     >>> (exact_log_marginal(model, x) - exact_elbo(model, x, model.posterior(x))).abs().detach() < 1e-5
     tensor([True])
     """
-    if q.batch_shape != (len(x),):
-        raise ValueError(f"q must have batch shape ({len(x)},) to match x, got {tuple(q.batch_shape)}")
+    check_law(model, q, len(x))
     if hasattr(q, "transport") and isinstance(model, GaussianLatentModel) and model.z_dim <= 2:
-        noise, log_weight = hermite_nodes(num_nodes, model.z_dim)
-        z = q.transport(noise.to(x).expand(-1, len(x), -1))
-        return log_weight.exp().to(x) @ (model.log_joint(x, z) - q.log_prob(z))
+        value = _hermite_elbo(model, x, q, num_nodes)
+        if tolerance < math.inf:
+            with torch.no_grad():
+                error = (value - _hermite_elbo(model, x, q, 1 + 3 * num_nodes // 4)).abs().max().item()
+            if not error <= tolerance:
+                raise QuadratureError(
+                    f"num_nodes: {num_nodes} nodes per axis leave an error of about {error:.2g} nats (against three "
+                    f"quarters of them), allowed is {tolerance:g}; use more nodes, or a larger tolerance"
+                )
+        return value
     if model.num_states is None or hasattr(q, "transport"):
         raise ValueError(
             f"q: no exact ELBO is known for {type(q).__name__} with {type(model).__name__}; allowed are laws over "
@@ -193,6 +207,16 @@ def exact_elbo(
     return (log_q.exp() * difference).sum(0)
 
 
+def _hermite_elbo(model: LatentVariableModel, x: Tensor, q: Distribution, num_nodes: int) -> Tensor:
+    noise, log_weight = hermite_nodes(num_nodes, model.z_dim)
+    if len(noise) * len(x) > 4 * MAX_STATES:
+        raise ValueError(
+            f"num_nodes: {len(noise)} nodes x {len(x)} data points are too many, allowed are {4 * MAX_STATES} in all"
+        )
+    z = q.transport(noise.to(q.mean).expand(-1, len(x), -1))
+    return log_weight.exp().to(q.mean) @ (model.log_joint(x, z) - q.log_prob(z))
+
+
 def hermite_nodes(num_nodes: int, z_dim: int) -> tuple[Float[Tensor, "s 1 z"], Float[Tensor, " s"]]:
     """Return nodes and log-weights of tensor Gauss–Hermite quadrature for a standard normal; weights sum to 1.
 
@@ -201,6 +225,8 @@ def hermite_nodes(num_nodes: int, z_dim: int) -> tuple[Float[Tensor, "s 1 z"], F
     tensor(3., dtype=torch.float64)
     """
     check_count("num_nodes", num_nodes)
+    if num_nodes > 300:
+        raise ValueError(f"num_nodes must be at most 300, beyond which the weights overflow, got {num_nodes}")
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(num_nodes))
     log_weights = (weights / weights.sum()).log()
     z = torch.cartesian_prod(*[nodes] * z_dim).reshape(-1, 1, z_dim)

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from lvmlib.contracts import check_count, checked
 from lvmlib.models import LatentVariableModel
-from lvmlib.proposals import Proposal
+from lvmlib.proposals import Proposal, check_law
 from lvmlib.weights import log_mean_exp
 
 CHUNK_ROWS = 2**16  # z's per chunk: bounds the hidden layers of a decoder
@@ -89,15 +89,9 @@ def score(model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, 
     >>> torch.allclose(log_w, exact_log_marginal(model, x).expand(4, 1), atol=1e-4)
     True
     """
-    if q.batch_shape != (len(x),):
-        raise ValueError(f"q must have batch shape ({len(x)},) to match x, got {tuple(q.batch_shape)}")
-    prior = model.prior()
-    if q.event_shape != prior.event_shape or q.support.is_discrete != prior.support.is_discrete:
-        raise ValueError(
-            f"q must be a law over the space of the prior {type(prior).__name__} with event shape "
-            f"{tuple(prior.event_shape)}, got {type(q).__name__} with event shape {tuple(q.event_shape)}"
-        )
-    return Draw(z, model.log_prior(z), model.log_likelihood(x, z), q.log_prob(z))
+    check_law(model, q, len(x))
+    log_likelihood = model.log_likelihood(x, z)
+    return Draw(z, model.log_prior(z), log_likelihood, q.log_prob(z))
 
 
 @checked
@@ -137,6 +131,7 @@ def log_marginal_estimate(
     if len(x) == 0:
         raise ValueError(f"x must have shape (B, D) with B >= 1, got {tuple(x.shape)}")
     q = proposal(x)
+    check_law(model, q, len(x))
     per_sample = len(x) * max(x.shape[1], q.event_shape.numel())
     chunk = max(1, min(num_samples, CHUNK_ROWS // len(x), CHUNK_NUMBERS // max(1, per_sample)))
     parts, sizes = [], []

@@ -34,6 +34,17 @@ class BernoulliVector(Independent):
             return logsigmoid(logits[:, 0]) @ x.mT + logsigmoid(-logits[:, 0]) @ (1 - x).mT
         return logsigmoid((2 * x - 1) * logits).sum(-1)
 
+    def log_probs(self) -> Tensor:
+        """Return the log probabilities of each pixel being on and off, shape ``(..., D, 2)``."""
+        logits = self.base_dist.logits
+        return torch.stack([logsigmoid(logits), logsigmoid(-logits)], -1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats; right at infinite logits too."""
+        log_p = self.log_probs()
+        possible = log_p > -torch.inf
+        return -torch.where(possible, log_p.exp() * torch.where(possible, log_p, 0.0), 0.0).sum((-1, -2))
+
     def expand(self, batch_shape, _instance=None):
         """Return the same law with a larger batch shape."""
         return BernoulliVector(self.base_dist.logits.expand(*batch_shape, *self.event_shape))

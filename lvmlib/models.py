@@ -419,6 +419,11 @@ class GaussianLatentModel(LatentVariableModel):
         """Return p(z), a standard normal."""
         return DiagonalGaussian(self.prior_loc, torch.ones_like(self.prior_loc))
 
+    def check_values(self, z: Tensor) -> None:
+        """Refuse latents of another dtype than the model's."""
+        if z.dtype != self.prior_loc.dtype:
+            raise TypeError(f"z must have the model's dtype {self.prior_loc.dtype}, got {describe(z)}")
+
     def likelihood(self, z: Float[Tensor, "... z"]) -> Distribution:
         """Return p(x | z)."""
         check_latent(z, self.z_dim)

@@ -29,6 +29,20 @@ def prior_proposal(model: LatentVariableModel) -> Proposal:
     return lambda x: model.prior().expand((len(x),))
 
 
+def check_law(model: LatentVariableModel, q: Distribution, num_data: int) -> None:
+    """Refuse a q that is not one law per data point over the space of the model's z (``ValueError``)."""
+    if q.batch_shape != (num_data,):
+        raise ValueError(f"q must have batch shape ({num_data},) to match x, got {tuple(q.batch_shape)}")
+    prior = model.prior()
+    if q.event_shape != prior.event_shape or q.support.is_discrete != prior.support.is_discrete:
+        raise ValueError(
+            f"q must be a law over the space of the prior {type(prior).__name__} with event shape "
+            f"{tuple(prior.event_shape)}, got {type(q).__name__} with event shape {tuple(q.event_shape)}"
+        )
+    if isinstance(q, Categorical) and q.logits.shape[-1] != model.num_states:
+        raise ValueError(f"q must be a law over the model's {model.num_states} states, got {q.logits.shape[-1]} states")
+
+
 class FreeProposal(nn.Module):
     """One law per data point, with parameters of its own; it must be called with all N data points, in their order.
 
@@ -141,6 +155,9 @@ class GaussianEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> DiagonalGaussian:
         """Return q(z | x) for each x, batch shape ``(B,)``."""
+        dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        if x.dtype != dtype:
+            raise TypeError(f"x must have the encoder's dtype {dtype}, got {x.dtype}; use x.to({dtype})")
         loc_and_log_scale = self.network(x)
         if loc_and_log_scale.shape[-1] % 2:
             raise ValueError(f"network must return 2 z_dim columns, got {describe(loc_and_log_scale)}")

@@ -86,7 +86,7 @@ def fit(
     if len(x) == 0 or batch_size > len(x):
         raise ValueError(f"batch_size must be from 1 to the number of data points {len(x)}, got {batch_size}")
     parameters = [p for part in (model, encoder) if part is not None for p in part.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     num_steps = num_epochs * math.ceil(len(x) / batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.9 - 1.8 * step / num_steps))
     history: dict[str, list[float]] = {"objective": []}
@@ -154,7 +154,7 @@ def fit_proposal(
     check_count("num_steps", num_steps)
     check_positive("learning_rate", learning_rate)
     parameters = [p for p in proposal.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2.0 - 2.0 * step / num_steps))
     history = []
     for step in range(num_steps):

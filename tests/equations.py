@@ -549,6 +549,66 @@ def eq_4_7() -> float:
     return largest(*residuals)
 
 
+# Chapter 5 · Amortization
+
+
+def linear_case() -> tuple[lv.LinearGaussian, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a linear-Gaussian model, data (5, 3), and W, μ and σ of the model, all in float64."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(3, 2, dtype=F64), torch.randn(3, dtype=F64)
+    return lv.LinearGaussian(weight, bias, 0.6).requires_grad_(False), torch.randn(5, 3, dtype=F64), weight, bias, 0.6
+
+
+@equation("5.1", "the summed KL is the summed log p(x) minus the summed ELBO (mixture, two points)", "exact_elbo")
+def eq_5_1() -> float:
+    model, (_, _, p) = small_mixture(), mixture_weights()
+    q = torch.stack([some_laws()[0], some_laws()[1]])  # a law per data point, as an encoder would give
+    bound = lv.exact_elbo(model, X, torch.distributions.Categorical(probs=q))
+    kl = categorical_kl(q, lv.exact_posterior(model, X).law.probs)
+    return largest((kl.sum() - p.log().sum() + bound.sum()).reshape(1))
+
+
+@equation(
+    "5.2", "the two gaps add up, and neither is negative (closed-form Gaussian KL)", "exact_elbo", "GaussianEncoder"
+)
+def eq_5_2() -> float:
+    model, x, *_ = linear_case()
+    encoder = lv.GaussianEncoder(torch.nn.Linear(3, 4)).double().requires_grad_(False)
+    exact = model.posterior(x)
+    best = lv.DiagonalGaussian(exact.mean, torch.linalg.inv(exact.covariance_matrix).diagonal(dim1=1, dim2=2) ** -0.5)
+    log_p, best_bound, bound = (
+        lv.exact_log_marginal(model, x),
+        *(lv.exact_elbo(model, x, q) for q in (best, encoder(x))),
+    )
+    residuals = []
+    for q, gap in ((best, log_p - best_bound), (encoder(x), log_p - bound)):
+        full = torch.distributions.MultivariateNormal(q.mean, torch.diag_embed(q.variance))
+        kl = torch.distributions.kl_divergence(
+            full, torch.distributions.MultivariateNormal(exact.mean, exact.covariance_matrix)
+        )
+        residuals.append(gap - kl)
+    return largest(*residuals, (best_bound - bound).clamp(max=0.0), (log_p - best_bound).clamp(max=0.0))
+
+
+@equation(
+    "5.3",
+    "a linear encoder attains the best diagonal Gaussian of a linear-Gaussian model",
+    "GaussianEncoder",
+    "exact_elbo",
+)
+def eq_5_3() -> float:
+    model, x, weight, bias, scale = linear_case()
+    m = weight.T @ weight + scale**2 * torch.eye(2, dtype=F64)
+    network = torch.nn.Linear(3, 4).double()
+    to_mean = torch.linalg.solve(m, weight.T)
+    network.weight.data = torch.cat([to_mean, torch.zeros(2, 3, dtype=F64)])
+    network.bias.data = torch.cat([-to_mean @ bias, (scale**2 / m.diagonal()).log() / 2])
+    q = lv.GaussianEncoder(network)(x)
+    loc, log_scale = q.mean.detach().requires_grad_(True), q.stddev.log().detach().requires_grad_(True)
+    bound = lv.exact_elbo(model, x, lv.DiagonalGaussian(loc, log_scale.exp()))
+    return largest(*torch.autograd.grad(bound.sum(), [loc, log_scale]))  # the ELBO is concave in both
+
+
 def run_all() -> list[dict]:
     """Run every check; return one row per equation, in the order of the book."""
     rows = []
