@@ -4,8 +4,6 @@ from lvmlib.autoregressive import AutoregressiveModel
 from lvmlib.bounds import elbo, elbo_analytic_entropy, elbo_analytic_kl, iwae_bound, kl_to_prior
 from lvmlib.exact import (
     ExactPosterior,
-    Grid,
-    QuadratureError,
     exact_elbo,
     exact_expected_log_mean,
     exact_log_marginal,
@@ -14,13 +12,12 @@ from lvmlib.exact import (
 )
 from lvmlib.importance import Draw, draw, log_marginal_estimate, score
 from lvmlib.laws import BernoulliVector, DiagonalGaussian, FullGaussian
+from lvmlib.mixtures import BernoulliMixture, GaussianMixture
 from lvmlib.models import (
     BernoulliDecoder,
-    BernoulliMixture,
     BinaryLatentModel,
     GaussianDecoder,
     GaussianLatentModel,
-    GaussianMixture,
     LatentVariableModel,
     LinearGaussian,
     mlp,
@@ -34,6 +31,7 @@ from lvmlib.proposals import (
     detached,
     prior_proposal,
 )
+from lvmlib.quadrature import Grid, QuadratureError
 from lvmlib.training import NonFiniteError, em, fit, fit_proposal
 from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvmlib.contracts import check_count, check_finite, checked
-from lvmlib.models import GaussianMixture
+from lvmlib.mixtures import GaussianMixture
 
 DIGITS_SHA256 = "ab16ec584c590c625af63e6babf945245be9cf9bbb428a8c157638d9bc75f14e"
 

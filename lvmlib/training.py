@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lvmlib.contracts import check_count, check_positive, checked
 from lvmlib.exact import exact_log_marginal, exact_posterior
-from lvmlib.models import FiniteMixture
+from lvmlib.mixtures import FiniteMixture
 from lvmlib.proposals import FreeProposal
 
 Objective = Callable[[nn.Module, nn.Module | None, Tensor], Tensor]
