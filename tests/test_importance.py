@@ -206,7 +206,7 @@ def test_score_refuses_a_proposal_over_another_number_of_latents(linear_gaussian
 
 def test_score_refuses_component_numbers_out_of_range(gaussian_mixture, data):
     q = Categorical(logits=torch.zeros(5, 4, dtype=DOUBLE))
-    with pytest.raises(ValueError, match="(z must lie in 0..2, got 3..3|3 states, got 4 states)"):
+    with pytest.raises(ValueError, match="3 states, got 4 states"):
         score(gaussian_mixture, data(gaussian_mixture), q, torch.full((3, 5), 3))
 
 
@@ -296,7 +296,8 @@ def test_num_samples_that_are_not_an_int_are_refused(linear_gaussian, data, num_
 @pytest.mark.parametrize("shape", [(0, X_DIM), (5, 1)])
 def test_no_data_or_data_of_another_width_are_refused(model, shape):
     with pytest.raises(
-        ValueError, match=rf"x must have shape \(B, ({X_DIM}|D)\) with B >= 1, got \({shape[0]}, {shape[1]}\)"
+        ValueError,
+        match=rf"x must have shape \(B, {X_DIM if shape[0] else 'D'}\) with B >= 1, got \({shape[0]}, {shape[1]}\)",
     ):
         log_marginal_estimate(model, torch.zeros(shape, dtype=DOUBLE), prior_proposal(model), 3)
 
