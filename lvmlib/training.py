@@ -1,23 +1,36 @@
 r"""Training: one loop for every objective with a gradient, and the EM algorithm for finite mixtures."""
 
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lvmlib.contracts import check_count, check_positive, checked
 from lvmlib.exact import exact_log_marginal, exact_posterior
+from lvmlib.importance import draw, score
 from lvmlib.mixtures import FiniteMixture
-from lvmlib.proposals import FreeProposal
+from lvmlib.models import LatentVariableModel
+from lvmlib.progress import bar
+from lvmlib.proposals import FreeProposal, prior_proposal
 
+ADAM = functools.partial(torch.optim.Adam, fused=True)
 Objective = Callable[[nn.Module, nn.Module | None, Tensor], Tensor]
 
 
 class NonFiniteError(ValueError):
-    """An objective or a gradient was NaN or infinite; the model was left as it was before that step."""
+    """An objective, a gradient or a parameter was NaN or infinite; the model was put back to its last good state."""
+
+
+def linear_to_a_tenth(progress: float) -> float:
+    """Return the learning rate's factor after a share `progress` of the steps: 1 until half, then down to 0.1.
+
+    >>> [linear_to_a_tenth(progress) for progress in (0.0, 0.5, 1.0)]
+    [1.0, 1.0, 0.1]
+    """
+    return min(1.0, 1.9 - 1.8 * progress)
 
 
 @checked
@@ -30,17 +43,20 @@ def fit(
     num_epochs: int = 100,
     batch_size: int = 100,
     learning_rate: float = 3e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
+    schedule: Callable[[float], float] = linear_to_a_tenth,
     evaluate: Callable[[], float] | None = None,
     evaluate_every: int = 1,
+    validation: Float[Tensor, "m d"] | None = None,
+    patience: int | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    r"""Maximize the mean of an objective over the data with Adam, in shuffled minibatches.
+    r"""Maximize the mean of an objective over the data by gradient steps, in shuffled minibatches.
 
     .. math:: \max_{\theta, \phi} \; \frac1N \sum_{i=1}^N \mathcal L_{\theta, \phi}(x^{(i)})
 
     This is the one place where the sign flips (a loss is minimized) and where the mean over the batch is taken.
-    The learning rate falls linearly to a tenth over the second half of the steps. The model, and the encoder if there
-    is one, are changed in place and left in their last state with a finite objective.
+    The model, and the encoder if there is one, are changed in place.
 
     Args:
         model: gives p.
@@ -49,22 +65,30 @@ def fit(
         encoder: gives q, if the objective needs it.
         num_epochs: passes over the data, ≥ 1.
         batch_size: data points per step, from 1 to N; the last batch of an epoch may be smaller.
-        learning_rate: Adam's, > 0.
+        learning_rate: the optimizer's, > 0.
+        optimizer: called as ``optimizer(parameters, lr=learning_rate)``, such as ``torch.optim.SGD``; Adam by default.
+        schedule: factor of the learning rate as a function of the share of steps done, from 0 to 1; by default 1 over
+            the first half, then linearly down to a tenth.
         evaluate: called without arguments and without gradient after epochs `evaluate_every`, 2·`evaluate_every`, …,
             and before the first; its numbers come back in the history.
         evaluate_every: in epochs.
-        progress: show a progress bar, on standard error.
+        validation: data to choose the state by, shape ``(M, D)``. The objective's mean over them is computed at the
+            same epochs, each time with the same random numbers, and the best of these states is what remains.
+        patience: stop after this many validations without a new best, ≥ 1; needs `validation`.
+        progress: show a progress bar with the current objective.
 
     Returns:
-        ``objective``: mean over each epoch's data, shape ``(num_epochs,)``, in nats; with `evaluate` also
-        ``evaluate`` and the epochs it was called at, ``evaluate_epoch``.
+        ``objective``: mean over each epoch's data, shape ``(number of epochs run,)``, in nats; with `evaluate` or
+        `validation` also these and ``evaluate_epoch``, the epochs of both; with `validation` also ``best_epoch``.
 
     Raises:
         ValueError: an argument out of range, or an objective of another shape than ``(B,)``.
-        NonFiniteError: the objective or its gradient is NaN or infinite; names the step and the data points.
+        NonFiniteError: the objective, its gradient or a parameter is NaN or infinite; names the step, the data points
+            and the term or parameter. Whenever the objective fails, the parameters go back to those at which it and
+            its gradient were last finite.
 
     Reference:
-        Kingma and Ba (2015), algorithm 1, arXiv:1412.6980, for the optimizer.
+        Kingma and Ba (2015), algorithm 1, arXiv:1412.6980, for the default optimizer.
 
     >>> from lvmlib import LinearGaussian
     >>> model = LinearGaussian(torch.zeros(2, 1), torch.zeros(2))
@@ -78,6 +102,52 @@ def fit(
     check_count("evaluate_every", evaluate_every)
     check_count("batch_size", batch_size)
     check_positive("learning_rate", learning_rate)
+    _check_data(x, batch_size, encoder, validation, patience)
+    named = _trained(model, encoder)
+    parameters = list(named.values())
+    stepper = optimizer(parameters, lr=learning_rate)
+    num_steps = num_epochs * math.ceil(len(x) / batch_size)
+    rate = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: schedule(step / num_steps))
+    random_state = torch.get_rng_state()
+
+    def validate() -> float:
+        return _mean_objective(objective, model, encoder, validation, batch_size, random_state)
+
+    watch = _Watch(evaluate, validate if validation is not None else None, parameters)
+    watch.look(epoch=0)
+    objectives, good = [], _copies(parameters)
+    epochs = bar(range(1, num_epochs + 1), "fit", "epoch", show=progress)
+    try:
+        for epoch in epochs:
+            total = 0.0
+            for index in torch.randperm(len(x)).split(batch_size):
+                values = _objective_values(objective, model, encoder, x[index])
+                stepper.zero_grad()
+                (-values.mean()).backward()
+                _check_step(values, named, index, f"epoch {epoch}", lambda bad: _terms(model, encoder, x[bad]))
+                _put(good, parameters)
+                stepper.step()
+                rate.step()
+                total += values.detach().sum().item()
+            objectives.append(total / len(x))
+            epochs.set_postfix_str(f"{objectives[-1]:.3f} nats", refresh=False)
+            if epoch % evaluate_every == 0:
+                watch.look(epoch)
+                if patience is not None and epoch - watch.best_epoch >= patience * evaluate_every:
+                    break
+        if broken := [name for name, parameter in named.items() if not torch.isfinite(parameter).all()]:
+            raise NonFiniteError(f"the last step made {', '.join(broken)} NaN or infinite; lower the learning rate")
+    except Exception:
+        _put(parameters, good)
+        raise
+    finally:
+        epochs.close()
+    return {"objective": torch.tensor(objectives)} | watch.result()
+
+
+def _check_data(
+    x: Tensor, batch_size: int, encoder: nn.Module | None, validation: Tensor | None, patience: int | None
+) -> None:
     if isinstance(encoder, FreeProposal):
         raise ValueError(
             f"encoder must compute q from x, because fit shuffles the data; got {type(encoder).__name__}, which has "
@@ -85,28 +155,92 @@ def fit(
         )
     if len(x) == 0 or batch_size > len(x):
         raise ValueError(f"batch_size must be from 1 to the number of data points {len(x)}, got {batch_size}")
-    parameters = [p for part in (model, encoder) if part is not None for p in part.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    num_steps = num_epochs * math.ceil(len(x) / batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 1.9 - 1.8 * step / num_steps))
-    history: dict[str, list[float]] = {"objective": []}
-    if evaluate is not None:
-        history |= {"evaluate": [_evaluated(evaluate)], "evaluate_epoch": [0]}
-    for epoch in tqdm(range(num_epochs), disable=not progress, desc="fit", unit="epoch"):
-        total = 0.0
-        for index in torch.randperm(len(x)).split(batch_size):
-            values = _objective_values(objective, model, encoder, x[index])
-            optimizer.zero_grad()
-            (-values.mean()).backward()
-            _check_step(values, parameters, index, epoch)
-            optimizer.step()
-            schedule.step()
-            total += values.detach().sum().item()
-        history["objective"].append(total / len(x))
-        if evaluate is not None and (epoch + 1) % evaluate_every == 0:
-            history["evaluate"].append(_evaluated(evaluate))
-            history["evaluate_epoch"].append(epoch + 1)
-    return {name: torch.tensor(values) for name, values in history.items()}
+    if validation is not None and (len(validation) == 0 or validation.shape[1:] != x.shape[1:]):
+        raise ValueError(f"validation must have shape (M, {x.shape[1]}) with M >= 1, got {tuple(validation.shape)}")
+    if patience is not None:
+        check_count("patience", patience)
+        if validation is None:
+            raise ValueError(f"patience needs validation data to judge an improvement by, got patience={patience} only")
+
+
+def _trained(model: nn.Module, encoder: nn.Module | None) -> dict[str, Tensor]:
+    """Return the parameters that training may change, by their full names."""
+    modules = {"model": model} | ({} if encoder is None else {"encoder": encoder})
+    return {
+        f"{part}.{name}": parameter
+        for part, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class _Watch:
+    """What is looked at between epochs, and the best state so far by the validation data."""
+
+    def __init__(
+        self, evaluate: Callable[[], float] | None, validate: Callable[[], float] | None, parameters: list[Tensor]
+    ):
+        self.functions = {"evaluate": evaluate, "validation": validate}
+        self.parameters, self.best, self.best_epoch = parameters, -math.inf, 0
+        self.state = _copies(parameters)
+        self.history = {name: [] for name, function in self.functions.items() if function is not None}
+        self.epochs: list[int] = []
+
+    @torch.no_grad()
+    def look(self, epoch: int) -> None:
+        for name, values in self.history.items():
+            values.append(float(self.functions[name]()))
+        self.epochs.append(epoch)
+        if "validation" in self.history and self.history["validation"][-1] > self.best:
+            self.best, self.best_epoch = self.history["validation"][-1], epoch
+            self.state = _copies(self.parameters)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the history, and put the parameters into their best state if there are validation data."""
+        told = {name: torch.tensor(values) for name, values in self.history.items()}
+        if told:
+            told["evaluate_epoch"] = torch.tensor(self.epochs)
+        if "validation" in told:
+            _put(self.parameters, self.state)
+            told["best_epoch"] = torch.tensor(self.best_epoch)
+        return told
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies that share no memory with the tensors."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def _put(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy the values of the sources into the targets."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def _mean_objective(
+    objective: Objective, model: nn.Module, encoder: nn.Module | None, x: Tensor, batch_size: int, random_state: Tensor
+) -> float:
+    """Return the objective's mean over x; the same random numbers each time, and none are taken from the training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random_state)
+        values = [_objective_values(objective, model, encoder, batch) for batch in x.split(batch_size)]
+    return torch.cat(values).mean().item()
+
+
+@torch.no_grad()
+def _terms(model: nn.Module, encoder: nn.Module | None, x: Tensor) -> str:
+    """Say which parts of log w are not finite at x, as far as a fresh draw of z shows it."""
+    if not isinstance(model, LatentVariableModel):
+        return ""
+    try:
+        q = (prior_proposal(model) if encoder is None else encoder)(x)
+        sample = score(model, x, q, draw(q, 1))
+    except ValueError as error:
+        return f"; there, {error}"
+    parts = ("log_prior", "log_likelihood", "log_q")
+    found = [name for name in parts if not torch.isfinite(getattr(sample, name)).all()]
+    return f"; not finite there in a fresh draw of z: {', '.join(found) or 'no term of log w'}"
 
 
 @checked
@@ -153,21 +287,27 @@ def fit_proposal(
     """
     check_count("num_steps", num_steps)
     check_positive("learning_rate", learning_rate)
-    parameters = [p for p in proposal.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2.0 - 2.0 * step / num_steps))
-    history = []
-    for step in range(num_steps):
-        values = _objective_values(objective, model, proposal, x)
-        history.append(values.detach())
-        gradients = torch.autograd.grad(-values.sum(), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        _check_step(values, parameters, torch.arange(len(x)), step)
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        history.append(_objective_values(objective, model, proposal, x))
+    named = {name: parameter for name, parameter in proposal.named_parameters() if parameter.requires_grad}
+    parameters = list(named.values())
+    stepper = ADAM(parameters, lr=learning_rate)
+    rate = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: min(1.0, 2.0 - 2.0 * step / num_steps))
+    history, good = [], _copies(parameters)
+    try:
+        for step in range(num_steps):
+            values = _objective_values(objective, model, proposal, x)
+            history.append(values.detach())
+            gradients = torch.autograd.grad(-values.sum(), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            _check_step(values, named, torch.arange(len(x)), f"step {step}", lambda bad: _terms(model, proposal, x))
+            _put(good, parameters)
+            stepper.step()
+            rate.step()
+        with torch.no_grad():
+            history.append(_objective_values(objective, model, proposal, x))
+    except Exception:
+        _put(parameters, good)
+        raise
     return torch.stack(history)
 
 
@@ -178,18 +318,19 @@ def _objective_values(objective: Objective, model: nn.Module, encoder: nn.Module
     return values
 
 
-@torch.no_grad()
-def _evaluated(evaluate: Callable[[], float]) -> float:
-    return float(evaluate())
-
-
-def _check_step(values: Tensor, parameters: list[Tensor], index: Tensor, epoch: int) -> None:
+def _check_step(
+    values: Tensor, named: dict[str, Tensor], index: Tensor, when: str, terms: Callable[[Tensor], str]
+) -> None:
     bad = index[~torch.isfinite(values)]
     if len(bad):
-        raise NonFiniteError(f"objective is NaN or infinite in epoch {epoch}, at data points {bad[:5].tolist()}")
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not torch.isfinite(nn.utils.get_total_norm(gradients)):
-        raise NonFiniteError(f"the gradient is NaN or infinite in epoch {epoch}, batch of {index[:5].tolist()}, …")
+        raise NonFiniteError(f"objective is NaN or infinite in {when}, at data points {bad[:5].tolist()}{terms(bad)}")
+    gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+    if not torch.isfinite(nn.utils.get_total_norm(list(gradients.values()))):
+        broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient.norm())]
+        raise NonFiniteError(
+            f"the gradient of {', '.join(broken) or 'all parameters together'} is NaN or infinite in {when}, "
+            f"batch of {index[:5].tolist()}, …"
+        )
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ MATHEMATICS = 1500  # lines of code that can be read in an evening
 # Each module may import those before it. `laws` holds the distributions that models and proposals share.
 ORDER = (
     "contracts",
+    "progress",
     "weights",
     "laws",
     "models",

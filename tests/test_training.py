@@ -2,11 +2,25 @@
 
 import math
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from torch import nn
 
-from lvmlib import BernoulliMixture, GaussianMixture, NonFiniteError, em, exact_log_marginal, exact_posterior, fit
+from lvmlib import (
+    BernoulliMixture,
+    DiagonalGaussian,
+    GaussianEncoder,
+    GaussianMixture,
+    LatentVariableModel,
+    NonFiniteError,
+    elbo,
+    em,
+    exact_log_marginal,
+    exact_posterior,
+    fit,
+)
 from lvmlib.datasets import three_gaussians
 
 F64 = torch.float64
@@ -75,9 +89,9 @@ def test_fit_leaves_the_parameters_of_the_last_finite_step_when_the_objective_br
         seen.append(m.value.item())
         return squared(m, encoder, x) * (math.nan if len(seen) == 4 else 1.0)
 
-    with pytest.raises(NonFiniteError, match=r"objective is NaN or infinite in epoch 3, at data points \["):
+    with pytest.raises(NonFiniteError, match=r"objective is NaN or infinite in epoch 4, at data points \["):
         fit(model, breaks, DATA, num_epochs=10, batch_size=5)
-    assert model.value.item() == seen[-1]
+    assert model.value.item() == seen[-2]
 
 
 def test_fit_stops_at_an_infinite_gradient_before_stepping():
@@ -86,6 +100,138 @@ def test_fit_stops_at_an_infinite_gradient_before_stepping():
     with pytest.raises(NonFiniteError, match="gradient"):
         fit(model, infinite_slope, DATA, num_epochs=1, batch_size=5)
     assert model.value.item() == 0.0
+
+
+class Steep(LatentVariableModel):
+    """A model whose likelihood overflows on the data point of value 7."""
+
+    z_shape = (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1))
+
+    def prior(self):
+        return DiagonalGaussian(torch.zeros(1), torch.ones(1))
+
+    def likelihood(self, z):
+        return DiagonalGaussian(self.loc + 0 * z, torch.ones_like(z))
+
+    def log_likelihood(self, x, z):
+        return super().log_likelihood(x, z) - torch.where(x[:, 0] == 7.0, math.inf, 0.0)
+
+    def check_values(self, z):
+        pass
+
+
+def test_a_broken_objective_is_named_by_data_point_and_term_of_log_w():
+    x = torch.tensor([[1.0], [2.0], [7.0]])
+    encoder = GaussianEncoder(nn.Linear(1, 2))
+    message = r"data points \[2\]; not finite there in a fresh draw of z: log_likelihood$"
+    with pytest.raises(NonFiniteError, match=message):
+        fit(Steep(), lambda m, q, x: elbo(m, x, q), x, encoder=encoder, batch_size=3)
+
+
+def test_a_broken_gradient_is_named_by_parameter():
+    infinite_slope = lambda m, e, x: (m.value - m.value.detach()).abs().sqrt() + 0 * x[:, 0]  # noqa: E731
+    with pytest.raises(NonFiniteError, match=r"the gradient of model\.value is NaN or infinite in epoch 1"):
+        fit(Location(), infinite_slope, DATA, batch_size=5)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 3])
+def test_fit_goes_back_when_a_step_makes_a_parameter_infinite(num_epochs):
+    model = Location(start=1e30)
+    steep = lambda m, e, x: m.value * 1e30 + 0 * x[:, 0]  # noqa: E731
+    with pytest.raises(NonFiniteError):
+        fit(model, steep, DATA, num_epochs=num_epochs, batch_size=5, optimizer=torch.optim.SGD, learning_rate=1e30)
+    assert model.value.item() == pytest.approx(1e30)
+
+
+def test_fit_puts_the_last_good_state_back_whatever_the_objective_raises():
+    model, seen = Location(), []
+
+    def raises(m, encoder, x):
+        seen.append(m.value.item())
+        if len(seen) == 3:
+            raise RuntimeError("out of ideas")
+        return squared(m, encoder, x)
+
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        fit(model, raises, DATA, num_epochs=10, batch_size=5)
+    assert model.value.item() == seen[1] != seen[2]
+
+
+def test_optimizer_and_schedule_decide_the_step():
+    model, gradient = Location(), 2 * 10.0 / 5  # of the mean of −(x − v)² at v = 0
+    options = {"optimizer": torch.optim.SGD, "schedule": lambda share: 1.0 - share, "learning_rate": 0.1}
+    fit(model, squared, DATA, num_epochs=2, batch_size=5, **options)
+    first = 0.1 * gradient
+    second = first + 0.05 * 2 * (10.0 / 5 - first)
+    assert model.value.item() == pytest.approx(second, rel=1e-6)
+
+
+TRAIN, HELD_OUT = torch.tensor([[4.0], [4.0]]), torch.tensor([[1.0], [1.0], [1.0]])
+
+
+def test_the_state_that_is_best_on_the_validation_data_remains():
+    model = Location()
+    history = fit(model, squared, TRAIN, num_epochs=60, batch_size=2, learning_rate=0.1, validation=HELD_OUT)
+    best = history["validation"].argmax().item()
+    assert history["best_epoch"] == history["evaluate_epoch"][best] and 0 < best < 60
+    assert -((model.value.item() - 1.0) ** 2) == pytest.approx(history["validation"].max().item(), abs=1e-6)
+    assert history["validation"][-1] < history["validation"].max() - 1
+
+
+def test_patience_stops_after_so_many_validations_without_a_new_best():
+    options = {"num_epochs": 60, "batch_size": 2, "learning_rate": 0.1, "validation": HELD_OUT}
+    history = fit(Location(), squared, TRAIN, evaluate_every=2, patience=3, **options)
+    assert history["evaluate_epoch"][-1] == history["best_epoch"] + 6
+    assert len(history["objective"]) == history["evaluate_epoch"][-1]
+
+
+def test_validation_takes_no_random_numbers_from_the_training_and_repeats_its_own():
+    noise = []
+
+    def noisy(m, encoder, x):
+        noise.append((len(x), torch.randn(1).item()))
+        return squared(m, encoder, x)
+
+    values = {}
+    for validation in (None, HELD_OUT[:1]):
+        torch.manual_seed(3)
+        noise.clear()
+        fit(Location(), noisy, TRAIN, num_epochs=4, batch_size=2, validation=validation)
+        values[validation is None] = list(noise)
+    assert [pair for pair in values[False] if pair[0] == 2] == values[True]
+    assert len({draw for size, draw in values[False] if size == 1}) == 1
+
+
+def test_validation_mean_does_not_depend_on_the_batch_size():
+    x = torch.tensor([[1.0], [2.0], [6.0], [-1.0], [2.0]])
+    values = [
+        fit(Location(), squared, x, num_epochs=1, batch_size=size, validation=x)["validation"][0] for size in (1, 2, 5)
+    ]
+    assert values[0] == pytest.approx(values[1].item()) == pytest.approx(values[2].item())
+
+
+def test_the_bar_of_a_terminal_shows_the_objective_on_standard_error(capsys):
+    fit(Location(), squared, DATA, num_epochs=3, batch_size=5, progress=True)
+    told = capsys.readouterr()
+    assert told.out == "" and "3/3" in told.err and "nats" in told.err.rpartition("\r")[2]
+
+
+def test_the_bar_of_a_notebook_leaves_one_line_on_the_page():
+    code = (
+        "import torch\nfrom lvmlib import LinearGaussian, exact_log_marginal, fit\n"
+        "model = LinearGaussian(torch.zeros(2, 1), torch.zeros(2))\n"
+        "objective = lambda model, encoder, x: exact_log_marginal(model, x)\n"
+        "fit(model, objective, torch.randn(9, 2), num_epochs=30, batch_size=3, progress=True);"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    outputs = NotebookClient(notebook, timeout=60, kernel_name="python3").execute().cells[0].outputs
+    assert [output.output_type for output in outputs] == ["display_data"]
+    line = outputs[0].data["text/plain"]
+    assert "30/30" in line and "nats" in line and "\n" not in line and "\r" not in line
 
 
 @pytest.mark.parametrize(
@@ -98,6 +244,10 @@ def test_fit_stops_at_an_infinite_gradient_before_stepping():
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be finite and above 0"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be finite and above 0"),
         ({"evaluate_every": 0}, ValueError, "evaluate_every must be at least 1"),
+        ({"patience": 2}, ValueError, "patience needs validation"),
+        ({"patience": 0, "validation": DATA}, ValueError, "patience must be at least 1, got 0"),
+        ({"validation": DATA[:0]}, ValueError, r"validation must have shape \(M, 1\) with M >= 1, got \(0, 1\)"),
+        ({"validation": torch.ones(3, 2)}, ValueError, r"validation must .*, got \(3, 2\)"),
     ],
 )
 def test_fit_refuses_bad_arguments_by_name(options, error, message):
