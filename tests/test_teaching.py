@@ -1,4 +1,4 @@
-"""What serves the pages: shown sources, checked exercises, figures."""
+"""What serves the pages: shown sources and figures. The checks of exercises are in test_exercises.py."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -8,7 +8,6 @@ import torch
 
 from lvmlib import log_mean_exp, score
 from lvmlib.teaching import plotting
-from lvmlib.teaching.exercises import check_answer
 from lvmlib.teaching.source import show_source, source_without_docstring
 
 matplotlib.use("Agg")
@@ -40,33 +39,6 @@ def test_shown_source_still_computes_the_function():
 def test_show_source_makes_one_highlighted_block():
     text = show_source(score, log_mean_exp).data
     assert text.startswith("```python\ndef score(") and text.endswith("\n```") and text.count("```") == 2
-
-
-CASES = [(torch.tensor([1.0, 2.0]),), (torch.tensor([3.0, 5.0]),)]
-
-
-def double(a):
-    return 2 * a
-
-
-@pytest.mark.parametrize(
-    ("answer", "line"),
-    [
-        (double, "Right."),
-        (lambda a: ..., "Not started: replace the dots."),
-        (lambda a: None, "Not started: replace the dots."),
-        (lambda a: a, "Not yet. Half of it."),
-        (lambda a: 3 * a, "Not yet. The first wrong value: got 3, it should be 2."),
-        (lambda a: 2 * a.sum(), "Not yet. The answer should have shape (2,), yours has ()."),
-    ],
-)
-def test_check_answer_says_what_is_wrong(answer, line, capsys):
-    assert check_answer(answer, double, CASES, wrong={"Half of it.": lambda a: a}) == (line == "Right.")
-    assert capsys.readouterr().out.strip() == line
-
-
-def test_check_answer_rejects_an_answer_right_in_the_first_case_only():
-    assert not check_answer(lambda a: a + a[0] * torch.tensor([1.0, 2.0]), double, CASES)
 
 
 @pytest.mark.parametrize(
