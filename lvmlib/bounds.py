@@ -1,6 +1,8 @@
 r"""Lower bounds on log p(x), as estimates from samples. Each has shape ``(B,)`` and is an objective for `fit`.
 
 All three faces of the ELBO have the same expectation; their samples differ, and so does their variance.
+As objectives they need draws that carry the gradient of q. A q without `transport`, as a discrete law, is refused
+where its parameters ask for a gradient (``ValueError``): the estimators of `lvmlib.gradients` work there.
 """
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, kl_divergence
 
 from lvmlib.contracts import checked
-from lvmlib.importance import Draw, draw, score
+from lvmlib.importance import Draw, check_path, draw, score
 from lvmlib.laws import BernoulliVector, FullGaussian
 from lvmlib.models import LatentVariableModel
 from lvmlib.proposals import Proposal, check_law
@@ -34,6 +36,9 @@ def elbo(
 
     Returns:
         Shape ``(B,)``, in nats per data point.
+
+    Raises:
+        ValueError: K < 1, or a gradient is asked of a q without `transport`, such as a discrete one.
 
     Reference:
         Jordan et al. (1999); Kingma and Welling (2014), section 2.2, arXiv:1312.6114; chapter 4.
@@ -118,7 +123,9 @@ def _draw_and_score(
         raise ValueError(f"x must have shape (B, D) with B >= 1, got {tuple(x.shape)}")
     q = encoder(x)
     check_law(model, q, len(x))
-    return q, score(model, x, q, draw(q, num_samples))
+    sample = score(model, x, q, draw(q, num_samples))
+    check_path(q, sample.log_q)
+    return q, sample
 
 
 def kl_to_prior(q: Distribution, model: LatentVariableModel) -> Float[Tensor, " b"]:

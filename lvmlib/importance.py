@@ -16,6 +16,7 @@ from lvmlib.models import LatentVariableModel
 from lvmlib.proposals import Proposal, check_law
 from lvmlib.weights import log_mean_exp
 
+FOR_ANY_LAW = "score_function, learned_baseline, leave_one_out, vimco and reweighted_wake_sleep"
 CHUNK_ROWS = 2**16  # z's per chunk: bounds the hidden layers of a decoder
 CHUNK_NUMBERS = 2**22  # pixels of x or coordinates of z per chunk of samples, about 16 MB
 
@@ -94,6 +95,16 @@ def score(model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, 
     return Draw(z, model.log_prior(z), log_likelihood, q.log_prob(z))
 
 
+def check_path(q: Distribution, log_q: Tensor) -> None:
+    """Refuse a gradient that draws of q do not carry: its scores would have one, and a wrong one (``ValueError``)."""
+    if not hasattr(q, "transport") and log_q.requires_grad:
+        raise ValueError(
+            f"encoder (or proposal): no gradient passes through draws of a {type(q).__name__}, and what autograd would "
+            "return is not that of the bound; allowed are torch.no_grad(), a q without gradient (detached(q)), and the "
+            f"surrogates {FOR_ANY_LAW} of lvmlib.gradients"
+        )
+
+
 @checked
 def log_marginal_estimate(
     model: LatentVariableModel, x: Float[Tensor, "b d"], proposal: Proposal, num_samples: int
@@ -116,7 +127,8 @@ def log_marginal_estimate(
         Shape ``(B,)``, in nats per data point. Under autograd memory does grow with K.
 
     Raises:
-        ValueError: K < 1, or x does not fit the model.
+        ValueError: K < 1, x does not fit the model, or a gradient is asked of a proposal whose draws carry none, such
+            as a discrete one.
 
     Reference:
         Owen (2013), section 9.1; Burda, Grosse and Salakhutdinov (2016), equation 8, arXiv:1509.00519; chapter 3.
@@ -137,7 +149,9 @@ def log_marginal_estimate(
     parts, sizes = [], []
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)
-        parts.append(log_mean_exp(score(model, x, q, draw(q, size)).log_w))
+        sample = score(model, x, q, draw(q, size))
+        check_path(q, sample.log_q)
+        parts.append(log_mean_exp(sample.log_w))
         sizes.append(math.log(size))
     # the mean over all samples is the mean of the chunks' means, weighted by the chunks' sizes
     shares = torch.tensor(sizes, dtype=x.dtype, device=x.device) - math.log(num_samples)

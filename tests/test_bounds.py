@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Independent, Normal
 
 from lvmlib import (
     BernoulliDecoder,
@@ -27,6 +27,7 @@ from lvmlib import (
     GaussianMixture,
     LinearGaussian,
     bounds,
+    detached,
     elbo,
     elbo_analytic_entropy,
     elbo_analytic_kl,
@@ -39,6 +40,7 @@ from lvmlib import (
     prior_proposal,
 )
 from lvmlib.bounds import kl_to_prior
+from lvmlib.importance import FOR_ANY_LAW
 from tests import oracles
 from tests.conftest import X_DIM, numbers
 from tests.test_models import DOUBLE, close
@@ -61,14 +63,19 @@ def mean(values):
 
 
 class Crooked(nn.Module):
-    """A discrete q whose logits are linear in x: neither prior nor posterior."""
+    """A discrete q whose logits are linear in x: neither prior nor posterior, and without a gradient."""
 
     def __init__(self, law, size):
         super().__init__()
-        self.law, self.weight = law, nn.Parameter(0.4 * numbers(X_DIM, size, seed=5))
+        self.law, self.weight = law, nn.Parameter(0.4 * numbers(X_DIM, size, seed=5), requires_grad=False)
 
     def forward(self, x):
         return self.law(logits=x @ self.weight)
+
+
+def cut(proposal):
+    """Return a proposal with the same laws, without their gradient."""
+    return lambda x: detached(proposal(x))
 
 
 class Narrow(nn.Module):
@@ -354,7 +361,7 @@ def test_variance_of_the_elbo_falls_as_one_over_num_samples(bound, discrete, dat
 
 
 def test_only_the_face_of_log_weights_has_no_variance_at_the_posterior(gaussian_mixture, data, over_tuples):
-    x, posterior = data(gaussian_mixture, 1), posterior_proposal(gaussian_mixture)
+    x, posterior = data(gaussian_mixture, 1), cut(posterior_proposal(gaussian_mixture))
     first, *others = (over_tuples(face, gaussian_mixture, x, posterior, 1)[1].item() for face in ELBOS)
     assert first < 1e-24 and min(others) > 1e-6
 
@@ -365,7 +372,9 @@ def test_only_the_face_of_log_weights_has_no_variance_at_the_posterior(gaussian_
 def test_bound_at_the_posterior_is_log_marginal_for_any_draws(name, bound, num_samples, request, data):
     model = request.getfixturevalue(name)
     x = data(model)
-    close(bound(model, x, posterior_proposal(model), num_samples), exact_log_marginal(model, x).detach(), rtol=1e-10)
+    close(
+        bound(model, x, cut(posterior_proposal(model)), num_samples), exact_log_marginal(model, x).detach(), rtol=1e-10
+    )
 
 
 # order
@@ -390,7 +399,7 @@ def test_bounds_rise_from_the_elbo_with_num_samples_to_log_marginal_for_a_gaussi
 
 
 def test_iwae_bound_of_one_sample_is_the_elbo_bitwise(model, data):
-    x, encoder, values = data(model), prior_proposal(model), []
+    x, encoder, values = data(model), cut(prior_proposal(model)), []
     for bound in (lambda *a: elbo(*a, 1), lambda *a: iwae_bound(*a, 1)):
         torch.manual_seed(3)
         values.append(bound(model, x, encoder))
@@ -427,7 +436,7 @@ def test_iwae_bound_of_any_draws_is_at_least_the_elbo_of_the_same_draws(line, da
 @pytest.mark.parametrize(("num_samples", "num_points"), [(3, 5), (1, 1), (3, 3)])
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
 def test_bound_has_one_number_per_data_point(bound, num_samples, num_points, model, data):
-    assert bound(model, data(model, num_points), prior_proposal(model), num_samples).shape == (num_points,)
+    assert bound(model, data(model, num_points), cut(prior_proposal(model)), num_samples).shape == (num_points,)
 
 
 @pytest.mark.parametrize("num_points", [2, 3, 4])
@@ -463,7 +472,7 @@ def test_permuting_the_samples_leaves_the_bound(bound, line, data, replay):
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
 def test_bound_keeps_the_dtype(bound, dtype, model, data):
     model = model.to(dtype)
-    assert bound(model, data(model), prior_proposal(model), 3).dtype == dtype
+    assert bound(model, data(model), cut(prior_proposal(model)), 3).dtype == dtype
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
@@ -484,6 +493,55 @@ def test_bound_calls_the_encoder_once(bound, line, data):
 
     bound(line, data(line), spy, 3)
     assert len(calls) == 1
+
+
+# a q whose draws carry no gradient
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
+def test_a_gradient_in_a_discrete_q_is_refused_by_name_of_what_works(bound, discrete, data):
+    model, encoder = discrete
+    with pytest.raises(ValueError, match=rf"encoder \(or proposal\): no gradient .* {encoder.law.__name__}.*{FOR_ANY_LAW}"):
+        bound(model, data(model), encoder.requires_grad_(), 2)
+
+
+def test_the_estimators_named_to_who_asks_for_a_gradient_exist():
+    import lvmlib
+
+    names = FOR_ANY_LAW.replace(" and ", ", ").split(", ")
+    assert len(names) == 5 and all(callable(getattr(lvmlib, name)) for name in names)
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
+def test_a_discrete_prior_that_learns_is_refused_as_the_encoder(bound, gaussian_mixture, data):
+    with pytest.raises(ValueError, match=r"encoder \(or proposal\): no gradient passes through draws of a Categorical"):
+        bound(gaussian_mixture, data(gaussian_mixture), prior_proposal(gaussian_mixture), 2)
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
+def test_a_gaussian_without_transport_is_refused_where_it_asks_for_a_gradient(bound, line, data):
+    loc = torch.zeros(5, 1, dtype=DOUBLE, requires_grad=True)
+    with pytest.raises(ValueError, match=r"encoder \(or proposal\): no gradient passes through draws of a Independent"):
+        bound(line, data(line), lambda x: Independent(Normal(loc, 1.0), 1), 2)
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
+def test_bound_of_a_discrete_q_that_asks_for_a_gradient_is_computed_without_autograd(bound, discrete, data):
+    model, encoder = discrete
+    x, values = data(model), []
+    for asks in (False, True):
+        torch.manual_seed(3)
+        encoder.requires_grad_(asks)
+        with torch.set_grad_enabled(not asks):
+            values.append(bound(model, x, encoder, 2))
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
+def test_bound_of_a_discrete_q_without_gradient_keeps_the_gradient_of_the_model(bound, discrete, data):
+    model, encoder = discrete
+    gradients = torch.autograd.grad(bound(model, data(model), encoder, 2).sum(), trainable(model), allow_unused=True)
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
 # KL to the prior
@@ -593,29 +651,28 @@ IMPOSSIBLE = {
 
 @pytest.fixture(params=IMPOSSIBLE)
 def impossible(request):
-    """A model and an encoder of two data points whose q has states of probability 0; and q's logits."""
+    """A model, and the law and logits of a q for two data points that has states of probability 0."""
     law, logits = IMPOSSIBLE[request.param]
-    logits = torch.tensor(logits, dtype=DOUBLE, requires_grad=True)
-    return request.getfixturevalue(request.param), lambda x: law(logits=logits), logits
+    return request.getfixturevalue(request.param), law, torch.tensor(logits, dtype=DOUBLE)
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
 def test_bound_is_finite_where_q_has_impossible_states(bound, impossible, data):
-    model, encoder, _ = impossible
-    assert bound(model, data(model, 2), encoder, 3).isfinite().all()
+    model, law, logits = impossible
+    assert bound(model, data(model, 2), lambda x: law(logits=logits), 3).isfinite().all()
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
 def test_gradient_of_the_bound_is_finite_where_q_has_impossible_states(bound, impossible, data):
-    model, encoder, logits = impossible
-    value = bound(model, data(model, 2), encoder, 3).sum()
-    gradients = torch.autograd.grad(value, [logits, *trainable(model)], allow_unused=True)
+    model, law, logits = impossible
+    value = bound(model, data(model, 2), lambda x: law(logits=logits), 3).sum()
+    gradients = torch.autograd.grad(value, trainable(model), allow_unused=True)
     assert all(g is None or g.isfinite().all() for g in gradients)
 
 
 def test_gradient_of_the_kl_is_finite_where_q_has_impossible_states(impossible, data):
-    model, encoder, logits = impossible
-    (gradient,) = torch.autograd.grad(kl_to_prior(encoder(data(model, 2)), model).sum(), logits)
+    model, law, logits = impossible
+    (gradient,) = torch.autograd.grad(kl_to_prior(law(logits=logits.requires_grad_()), model).sum(), logits)
     assert gradient.isfinite().all()
 
 

@@ -421,3 +421,11 @@ def test_5000_samples_of_1000_images_of_64_pixels_take_less_than_500_mb():
 def test_memory_does_not_grow_with_num_samples_where_z_is_wider_than_x():
     model = "GaussianLatentModel(200, BernoulliDecoder(mlp(200, [], 2)))"
     assert int(run_python(PEAK.format(model=model, num_points=1, num_samples=400_000))) < 300
+
+
+def test_estimate_refuses_a_gradient_that_discrete_draws_do_not_carry(binary_latent, data):
+    x = data(binary_latent)
+    with pytest.raises(ValueError, match="no gradient passes through draws of a BernoulliVector.*leave_one_out"):
+        log_marginal_estimate(binary_latent, x, prior_proposal(binary_latent), 3)
+    with torch.no_grad():
+        assert log_marginal_estimate(binary_latent, x, prior_proposal(binary_latent), 3).shape == (len(x),)
