@@ -48,6 +48,7 @@ def fit(
     evaluate: Callable[[], float] | None = None,
     evaluate_every: int = 1,
     validation: Float[Tensor, "m d"] | None = None,
+    criterion: Objective | None = None,
     patience: int | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
@@ -72,8 +73,9 @@ def fit(
         evaluate: called without arguments and without gradient after epochs `evaluate_every`, 2·`evaluate_every`, …,
             and before the first; its numbers come back in the history.
         evaluate_every: in epochs.
-        validation: data to choose the state by, shape ``(M, D)``. The objective's mean over them is computed at the
-            same epochs, each time with the same random numbers, and the best of these states is what remains.
+        validation: data to choose the state by, shape ``(M, D)``. The mean of the criterion over them is computed at
+            the same epochs, each time with the same random numbers, and the best of these states is what remains.
+        criterion: what to choose by, a function like `objective`, which it is by default.
         patience: stop after this many validations without a new best, ≥ 1; needs `validation`.
         progress: show a progress bar with the current objective.
 
@@ -111,7 +113,7 @@ def fit(
     random_state = torch.get_rng_state()
 
     def validate() -> float:
-        return _mean_objective(objective, model, encoder, validation, batch_size, random_state)
+        return _mean_objective(criterion or objective, model, encoder, validation, batch_size, random_state)
 
     watch = _Watch(evaluate, validate if validation is not None else None, parameters)
     watch.look(epoch=0)

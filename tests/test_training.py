@@ -11,15 +11,20 @@ from torch import nn
 from lvmlib import (
     BernoulliMixture,
     DiagonalGaussian,
+    FreeBernoulli,
+    FreeGaussian,
     GaussianEncoder,
     GaussianMixture,
     LatentVariableModel,
+    LinearGaussian,
     NonFiniteError,
     elbo,
     em,
+    exact_elbo,
     exact_log_marginal,
     exact_posterior,
     fit,
+    fit_proposal,
 )
 from lvmlib.datasets import three_gaussians
 
@@ -60,6 +65,19 @@ def test_objective_in_history_is_the_mean_over_data_whatever_the_batch_size():
     for batch_size in (1, 2, 3, 5):
         history = fit(Location(), constant, DATA, num_epochs=2, batch_size=batch_size)
         torch.testing.assert_close(history["objective"], torch.tensor([2.0, 2.0]))
+
+
+def test_each_epoch_visits_every_data_point_once_in_an_order_of_its_own():
+    x, seen = torch.arange(20.0)[:, None], []
+
+    def watched(m, encoder, batch):
+        seen.extend(batch[:, 0].tolist())
+        return squared(m, encoder, batch)
+
+    fit(Location(), watched, x, num_epochs=3, batch_size=6)
+    first, second, third = (seen[start : start + 20] for start in (0, 20, 40))
+    assert sorted(first) == sorted(second) == sorted(third) == x[:, 0].tolist()
+    assert first != second and second != third and first != third
 
 
 def test_fit_trains_the_encoder_too():
@@ -182,6 +200,14 @@ def test_the_state_that_is_best_on_the_validation_data_remains():
     assert history["validation"][-1] < history["validation"].max() - 1
 
 
+def test_the_state_is_chosen_by_the_criterion_where_one_is_given():
+    model, near_two = Location(), lambda m, e, x: -(m.value - 2.0).abs() + 0 * x[:, 0]
+    options = {"num_epochs": 60, "batch_size": 2, "learning_rate": 0.1}
+    history = fit(model, squared, TRAIN, validation=HELD_OUT, criterion=near_two, **options)
+    assert abs(model.value.item() - 2.0) < 0.1
+    assert history["validation"].max().item() == pytest.approx(-abs(model.value.item() - 2.0), abs=1e-6)
+
+
 def test_patience_stops_after_so_many_validations_without_a_new_best():
     options = {"num_epochs": 60, "batch_size": 2, "learning_rate": 0.1, "validation": HELD_OUT}
     history = fit(Location(), squared, TRAIN, evaluate_every=2, patience=3, **options)
@@ -268,6 +294,50 @@ def test_fit_on_an_exact_objective_reaches_the_same_optimum_as_em():
     fit(models[1], lambda m, e, x: exact_log_marginal(m, x), x, num_epochs=400, batch_size=200, learning_rate=0.05)
     values = [exact_log_marginal(m, x).mean().item() for m in models]
     assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
+# free proposals
+
+
+def test_fit_proposal_reaches_the_posterior_of_each_data_point():
+    model = LinearGaussian(torch.tensor([[3.0], [-1.0]], dtype=F64), torch.zeros(2, dtype=F64), 2.0)
+    x, q = torch.tensor([[5.0, 1.0], [-2.0, 0.0], [0.0, 4.0]], dtype=F64), FreeGaussian(3, 1).double()
+    history = fit_proposal(model, q, x, lambda m, q, x: exact_elbo(m, x, q(x)), num_steps=400)
+    torch.testing.assert_close(history[-1], exact_log_marginal(model, x).detach(), rtol=0, atol=1e-6)
+
+
+def logit(model, q, x):
+    return 1.0 * q.logits[:, 0]
+
+
+def test_history_of_fit_proposal_runs_from_the_start_to_the_state_left_behind():
+    q, x = FreeBernoulli(3, 1).double(), torch.zeros(3, 2, dtype=F64)
+    history = fit_proposal(nn.Module(), q, x, logit, num_steps=4)
+    assert history.shape == (5, 3)
+    assert torch.equal(history[0], torch.zeros(3, dtype=F64)) and torch.equal(history[-1], q.logits[:, 0].detach())
+
+
+def test_learning_rate_of_fit_proposal_falls_to_zero_over_the_second_half():
+    q, x = FreeBernoulli(3, 1).double(), torch.zeros(3, 2, dtype=F64)
+    history = fit_proposal(nn.Module(), q, x, logit, num_steps=8, learning_rate=0.1)
+    # a gradient that is 1 at every step makes each of Adam's steps as large as the learning rate
+    expected = 0.1 * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25], dtype=F64)
+    torch.testing.assert_close(history.diff(dim=0), expected[:, None].expand(8, 3), rtol=1e-6, atol=0)
+
+
+def test_fit_proposal_puts_the_last_good_state_back_when_the_objective_breaks():
+    q, x, seen = FreeBernoulli(3, 1).double(), torch.zeros(3, 2, dtype=F64), []
+
+    def breaks(model, q, x):
+        seen.append(q.logits.detach().clone())
+        return logit(model, q, x) * (math.nan if len(seen) == 4 else 1.0)
+
+    with pytest.raises(NonFiniteError, match=r"objective is NaN or infinite in step 3, at data points \[0, 1, 2\]"):
+        fit_proposal(nn.Module(), q, x, breaks, num_steps=10)
+    assert torch.equal(q.logits, seen[2]) and not torch.equal(seen[2], seen[3])
+
+
+# EM
 
 
 def gaussian_mixture(seed=0, learn_scale=False):
