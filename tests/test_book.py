@@ -541,37 +541,54 @@ def normalized(path):
 # --------------------------------------------------------------------------------------------- figures
 
 
+WIDGETS = "lvmlib.teaching.widgets"
+DRAWING = ("lvmlib.teaching.plotting", WIDGETS, "matplotlib.pyplot")
+
+
 def drawing_calls(cell, names):
-    """Return the calls in a code cell that draw; `names` collects what the imports so far have bound."""
+    """Return (what is called, module) for the calls in a code cell that draw.
+
+    `names` collects what the imports so far have bound: name in the notebook -> the module that it is or comes from.
+    """
     try:
         tree = ast.parse(cell.source)
     except SyntaxError:
         return []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in ("lvmlib.teaching.plotting", "matplotlib.pyplot"):
-            names["functions"] |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module in ("lvmlib.teaching", "matplotlib"):
-            wanted = ("plotting", "pyplot")
-            names["modules"] |= {alias.asname or alias.name for alias in node.names if alias.name in wanted}
+        if isinstance(node, ast.ImportFrom) and node.module in DRAWING:
+            names["functions"] |= {alias.asname or alias.name: node.module for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            names["modules"] |= {name: module for name, module in found.items() if module in DRAWING}
         elif isinstance(node, ast.Import):
-            wanted = ("lvmlib.teaching.plotting", "matplotlib.pyplot")
-            names["modules"] |= {alias.asname or alias.name for alias in node.names if alias.name in wanted}
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            module, _, function = called.rpartition(".")
-            drawn = module in names["modules"] or (not module and called in names["functions"])
-            if drawn and not NOT_DRAWING.match(function):
-                found.append(called)
-    return found
+            names["modules"] |= {
+                alias.asname or alias.name: alias.name for alias in node.names if alias.name in DRAWING
+            }
+    found = [(node, drawing_module(node, names)) for node in ast.walk(tree)]
+    return [(ast.unparse(node.func), module) for node, module in found if module]
+
+
+def drawing_module(node, names):
+    """Return the module of the drawing function that a node calls, or None."""
+    if not isinstance(node, ast.Call):
+        return None
+    module, _, function = ast.unparse(node.func).rpartition(".")
+    found = names["modules"].get(module) if module else names["functions"].get(function)
+    return None if NOT_DRAWING.match(function) else found
+
+
+def is_shown(cell, names):
+    """Return whether a cell that makes a figure with sliders shows it: its last line is the call and nothing else."""
+    last = ast.parse(cell.source).body[-1]
+    shown = isinstance(last, ast.Expr) and drawing_module(last.value, names) == WIDGETS
+    return shown and not cell.source.rstrip().endswith(";")
 
 
 def check_figures(book):
     """Every cell that draws has an alt text, a numbered caption, and its anchor in the Markdown above it."""
     problems, numbers, anchors_used = [], [], []
     for path in book.in_order():
-        names, above, above_number = {"modules": set(), "functions": set()}, "", None
+        names, above, above_number = {"modules": {}, "functions": {}}, "", None
         for cell in book.cells(path):
             if not cell.is_code:
                 above, above_number = cell.prose, cell.number
@@ -579,7 +596,10 @@ def check_figures(book):
                 continue
             calls = drawing_calls(cell, names)
             if calls and cell.figure is None and "remove-cell" not in cell.tags:
-                problems.append(f"{cell}: calls {calls[0]} but has no mystnb image and figure metadata")
+                problems.append(f"{cell}: calls {calls[0][0]} but has no mystnb image and figure metadata")
+            sliders = [call for call, module in calls if module == WIDGETS]
+            if sliders and (len(calls) > 1 or not is_shown(cell, names)):
+                problems.append(f"{cell}: {sliders[0]} must be the only figure of its cell, and its last line")
             if cell.figure is None:
                 continue
             alt = str(cell.figure.get("image", {}).get("alt", ""))
@@ -875,6 +895,18 @@ def unsorted_keys(tiny):
     tiny.texts["book/01-tiny.ipynb"] = json.dumps(tiny.notebooks["book/01-tiny.ipynb"], indent=1) + " \n"
 
 
+SLIDERS = "from lvmlib.teaching import widgets\n\nwidgets.two_divergences(1.5, 0.5)"
+
+
+def with_sliders(cells, spoil=lambda mystnb: None, source=SLIDERS):
+    """Make the figure of the tiny book one with sliders, and spoil its metadata."""
+    cells["figure"]["source"] = source.splitlines(keepends=True)
+    metadata = cells["figure"]["metadata"]
+    spoil(metadata["mystnb"])
+    if not metadata["mystnb"]:
+        del metadata["mystnb"]
+
+
 LONG = "\n".join(f"x{i} = {i}" for i in range(21))
 FAULTS = [
     ("check_clean_notebooks", change(lambda c, b: c["figure"].update(outputs=[{}])), "outputs"),
@@ -958,6 +990,25 @@ FAULTS = [
         "comes after",
     ),
     ("check_figures", edit("goals", "count", "<a id='fig-1-7'></a>"), "no figure 1.7"),
+    ("check_figures", change(lambda c, b: with_sliders(c, lambda mystnb: mystnb.clear())), "no mystnb"),
+    ("check_figures", change(lambda c, b: with_sliders(c, lambda mystnb: mystnb.pop("image"))), "alt text"),
+    (
+        "check_figures",
+        change(lambda c, b: with_sliders(c, lambda mystnb: mystnb["figure"].update(caption="A line"))),
+        "must begin",
+    ),
+    (
+        "check_figures",
+        change(lambda c, b: with_sliders(c, lambda mystnb: mystnb["figure"].update(caption="Figure 1.2. A line"))),
+        "no <a id='fig-1-2'>",
+    ),
+    ("check_figures", change(lambda c, b: with_sliders(c, source=SLIDERS + ";")), "its last line"),
+    (
+        "check_figures",
+        change(lambda c, b: with_sliders(c, source=SLIDERS.replace("widgets.t", "w = widgets.t"))),
+        "last",
+    ),
+    ("check_figures", change(lambda c, b: with_sliders(c, source=f"{SLIDERS}\n{SLIDERS}")), "the only figure"),
     ("check_sections", edit("middle", "## How it fails", "## Failing"), "How it fails"),
     ("check_sections", edit("title", "# A", "## A"), "one title"),
     ("check_sections", edit("middle", "## Summary", "#### Summary"), "skips a level"),
@@ -985,6 +1036,12 @@ FAULTS = [
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_tiny_book_without_fault_passes(name):
     assert CHECKS[name](tiny_book()) == []
+
+
+def test_a_figure_with_sliders_passes():
+    tiny = tiny_book()
+    change(lambda c, b: with_sliders(c))(tiny)
+    assert CHECKS["check_figures"](settled(tiny)) == []
 
 
 @pytest.mark.parametrize(("name", "plant", "message"), FAULTS, ids=[f"{n[6:]}-{m}" for n, _, m in FAULTS])

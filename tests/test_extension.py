@@ -104,14 +104,29 @@ def dot() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def build(folder: Path, one: str = ONE, two: str = TWO, rows: list | None = None) -> tuple[dict[str, str], str]:
-    """Build the small project; return its pages and the warnings."""
+CHART = '<script type="application/json" class="lvm-widget-spec">{"params":[]}</script>'
+PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="30" height="20"><path d="M0 0L3 2"/></svg>'
+FIGURE = {"image": {"alt": "a line with sliders"}, "figure": {"caption": "Figure 3.2. A line."}}
+
+
+def widget_cell(metadata: dict) -> nbformat.NotebookNode:
+    """Make the executed cell of a figure with sliders."""
+    data = {"image/svg+xml": PICTURE, "text/html": CHART, "text/plain": "Widget(m, s)"}
+    output = nbformat.v4.new_output("execute_result", data, execution_count=1)
+    return nbformat.v4.new_code_cell("draw()", id="b", outputs=[output], execution_count=1, metadata=metadata)
+
+
+def build(
+    folder: Path, one: str = ONE, two: str = TWO, rows: list | None = None, cell: nbformat.NotebookNode | None = None
+) -> tuple[dict[str, str], str]:
+    """Build the small project, with one more cell on its second page; return its pages and the warnings."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "conf.py").write_text(CONF, "utf-8")
     (folder / "dot.png").write_bytes(dot())
     for name, text in (("one", one), ("two", two)):
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="a")])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.cells += [cell] if cell and name == "two" else []
         nbformat.write(notebook, folder / f"{name}.ipynb")
     (folder / "table.md").write_text(TABLE, "utf-8")
     if rows is not None:
@@ -238,3 +253,41 @@ def test_mathjax_lies_beside_the_pages(built):
     assert (mathjax / "tex-chtml.js").is_file()
     assert (mathjax / "output" / "chtml" / "fonts" / "woff-v2" / "MathJax_Main-Regular.woff").is_file()
     assert not (mathjax / "sre").exists(), "only what the pages load is copied"
+
+
+@pytest.fixture(scope="module")
+def widgets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("widgets") / "source"
+    pages, warnings = build(folder, rows=[ROW], cell=widget_cell({"mystnb": FIGURE}))
+    assert warnings == ""
+    return folder / "_build" / "html", pages
+
+
+def test_figure_with_sliders_keeps_picture_chart_and_caption(widgets):
+    html, pages = widgets
+    (figure,) = BeautifulSoup(pages["two"], "html.parser").select("figure.lvm-widget")
+    assert figure.img["alt"] == "a line with sliders"
+    assert (html / figure.img["src"]).read_text("utf-8").strip() == PICTURE
+    assert (figure.img["width"], figure.img["height"], figure.img["loading"]) == ("30", "20", "lazy")
+    assert figure.figcaption.get_text(" ", strip=True).startswith("Figure 3.2. A line.")
+    assert figure.script.string == '{"params":[]}'
+    assert "Widget(m, s)" not in pages["two"]
+
+
+def test_only_a_page_with_such_a_figure_has_their_script(widgets):
+    pages = widgets[1]
+    (script,) = BeautifulSoup(pages["two"], "html.parser").select('script[src*="_static/lvmwidgets.js"]')
+    assert script.has_attr("defer"), "it reads the page, so the page comes first"
+    assert "lvmwidgets" not in pages["one"] + pages["table"]
+
+
+def test_vega_lies_beside_the_pages_that_need_it_and_nowhere_else(widgets, built):
+    bundle = (widgets[0] / "_static" / "vega-bundle.js").read_text("utf-8")
+    assert "window.vegaEmbed=" in bundle
+    assert re.match(r"/\*!.*licences.*\*/\n\(\(\) => \{", bundle), "its names are its own"
+    assert not (built[0] / "_build" / "html" / "_static" / "vega-bundle.js").exists()
+
+
+def test_figure_with_sliders_but_without_caption_is_a_warning(tmp_path):
+    warnings = build(tmp_path / "source", rows=[ROW], cell=widget_cell({"mystnb": {"image": FIGURE["image"]}}))[1]
+    assert "a figure with sliders needs a caption" in warnings

@@ -237,6 +237,71 @@ def test_figures_of_one_page_may_not_weigh_too_much(page, tmp_path, monkeypatch)
     assert "weigh" in scan_html.check_figures(page(FIGURE), write_notebook(tmp_path / "01.ipynb"), tmp_path)[0][0]
 
 
+CHART = json.dumps(
+    {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.4.1.json",
+        "params": [{"name": "m", "value": 0, "bind": {"input": "range", "min": 0, "max": 1, "name": "mean m"}}],
+    }
+)
+SLIDERS = (
+    f'<figure class="lvm-widget"><img src="a.svg" alt="{ALT}"><script type="application/json">{CHART}</script>'
+    "<figcaption>Figure 1.1. A line.</figcaption></figure>"
+)
+LOADER = '<script src="_static/lvmwidgets.js?v=1"></script>'
+
+
+@pytest.fixture
+def library(tmp_path):
+    """The library that draws charts."""
+    path = tmp_path / "_static" / "vega-bundle.js"
+    path.parent.mkdir()
+    path.write_text("window.vegaEmbed = 1;")
+    return path
+
+
+def test_a_figure_with_sliders_passes(page, library):
+    assert scan_html.check_widgets(page(SLIDERS, LOADER)) == []
+    assert scan_html.check_widgets(page(FIGURE)) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "old", "new", "message"),
+    [
+        ("", "", "", "does not load lvmwidgets.js"),
+        (LOADER, f' alt="{ALT}"', "", "no picture with an alt text"),
+        (LOADER, f'<img src="a.svg" alt="{ALT}">', "", "no picture with an alt text"),
+        (LOADER, "Figure 1.1. ", "", "the caption"),
+        (LOADER, "<figcaption>Figure 1.1. A line.</figcaption>", "", "the caption"),
+        (LOADER, CHART, CHART[:-1], "is not JSON"),
+        (LOADER, CHART, "{}", "is not Vega-Lite"),
+        (LOADER, "vega-lite", "vega", "is not Vega-Lite"),
+        (LOADER, '"range"', '"text"', "no slider"),
+        (LOADER, '"name": "mean m"', '"name": ""', "without a label"),
+        (LOADER, f'<script type="application/json">{CHART}</script>', "", "no chart"),
+        (LOADER, SLIDERS, "", "but has no figure with sliders"),
+    ],
+)
+def test_what_a_figure_with_sliders_lacks_is_found(page, library, head, old, new, message):
+    assert old in SLIDERS
+    (problem,) = scan_html.check_widgets(page(SLIDERS.replace(old, new), head))
+    assert message in problem
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("another script")])
+def test_a_missing_library_is_found(page, library, spoil):
+    spoil(library)
+    assert "vega-bundle.js" in scan_html.check_widgets(page(SLIDERS, LOADER))[0]
+
+
+def test_a_figure_that_lost_its_sliders_is_found(page, tmp_path):
+    notebook = write_notebook(tmp_path / "01.ipynb")
+    notebook.write_text(notebook.read_text().replace("draw()", "widgets.two_divergences(1.5, 0.5)"))
+    (tmp_path / "a.svg").write_text("<svg>" + "<path/>" * 9 + "</svg>")
+    assert scan_html.check_figures(page(SLIDERS), notebook, tmp_path) == ([], 1)
+    lost = SLIDERS.replace(' class="lvm-widget"', "")
+    assert scan_html.check_figures(page(lost), notebook, tmp_path)[0] == ["Figure 1.1 has lost its sliders"]
+
+
 CELL = '<div class="cell"><div class="cell_output">x</div></div>'
 STREAM = {"output_type": "stream", "name": "stdout", "text": ["x"]}
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "planted"}

@@ -127,7 +127,10 @@ def check_equations() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of kernels and tools: one thread, this tree's library, nobody's own IPython settings."""
+    """Return the environment of kernels and tools: one thread, this tree's library, nobody's own IPython settings.
+
+    LVMBOOK_PAGE makes a figure with sliders leave in its cell what a page needs (`lvmlib.teaching.widgets`).
+    """
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {
@@ -135,6 +138,7 @@ def environment() -> dict[str, str]:
         **threads,
         "PYTHONPATH": paths,
         "IPYTHONDIR": str(PROFILE),
+        "LVMBOOK_PAGE": "1",
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }

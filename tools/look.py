@@ -2,6 +2,10 @@
 
 Writes `_build/look/<page>-<light|dark|phone>.png` and says, per page, what a first visit asks for: how many files,
 their compressed weight, whether anything is missing or comes from elsewhere, and whether a phone must scroll sideways.
+
+On a page with figures that have sliders, each slider is moved by the arrow keys, as a reader would, and the chart must
+follow: from the server and from the disk, light, dark and on a phone; without JavaScript the picture must be there.
+Pictures of the figures are `_build/look/<page>-figure-<number>-<…>.png`.
 """
 
 import argparse
@@ -19,6 +23,8 @@ import threading
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from chromium import Browser, Tab
+
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 OUT = ROOT / "_build" / "look"
@@ -26,7 +32,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 PHONE = 390  # CSS pixels
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-default-apps --hide-scrollbars --virtual-time-budget=20000"
+    "--disable-component-update --disable-sync --disable-default-apps --hide-scrollbars"
 ).split()
 # Nothing but this machine can be reached: neither by a page nor by the browser on its own account.
 FLAGS.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -89,7 +95,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def browse(browser: str, *arguments: str) -> str:
     """Run the browser in an empty profile and return its output."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [browser, *FLAGS, f"--user-data-dir={profile}", *arguments]
+        command = [browser, *FLAGS, "--virtual-time-budget=20000", f"--user-data-dir={profile}", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
 
 
@@ -125,6 +131,86 @@ def look(browser: str, base: str, page: str, height: int) -> bool:
     return not faults
 
 
+# Figures with sliders. In the expressions below FIGURE is the figure that is looked at.
+
+WIDGETS = "figure.lvm-widget"
+VIEWS = {  # name -> (from the disk, options of the tab)
+    "light": (False, {"width": 1280}),
+    "dark": (False, {"width": 1280, "mode": "dark"}),
+    "phone": (False, {"width": PHONE, "height": 844}),
+    "disk": (True, {"width": 1280}),
+    "still": (True, {"width": 1280, "scripts": False}),
+}
+
+
+def look_at_widgets(browser: str, base: str, page: str) -> bool:
+    """Move the sliders of a page's figures in every view, print one line, and return whether nothing was wrong."""
+    name, faults, number = page.removesuffix(".html").replace("/", "-"), [], 0
+    with Browser(browser, FLAGS) as running:
+        for view, (from_disk, options) in VIEWS.items():
+            tab = Tab(running, **options)
+            tab.open((HTML / page).as_uri() if from_disk else f"{base}/{page}")
+            number = tab.run(f"document.querySelectorAll('{WIDGETS}').length")
+            for position in range(number):
+                figure = f"document.querySelectorAll('{WIDGETS}')[{position}]"
+                tab.run(f"{figure}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+                found = still_faults(tab, figure) if view == "still" else living_faults(tab, figure, view)
+                faults += [f"figure {position + 1}, {view}: {fault}" for fault in found]
+                tab.run(f"{figure}.scrollIntoView({{block: 'center', behavior: 'instant'}})")  # the page may have grown
+                tab.picture(OUT / f"{name}-figure-{position + 1}-{view}.png")
+            own = (base, HTML.as_uri(), "data:", "blob:", "about:")
+            faults += [f"{view}: asked for {url}" for url in tab.asked_for() if not url.startswith(own)]
+            faults += [f"{view}: {text}" for text in tab.complaints() if "favicon" not in text]
+            tab.close()
+    print("; ".join([f"{page}: {number} figures with sliders, {len(VIEWS)} views", *dict.fromkeys(faults)]), flush=True)
+    return not faults
+
+
+def still_faults(tab: Tab, figure: str) -> list[str]:
+    """Say what is wrong with a figure on a page whose scripts do not run: its picture must be shown."""
+    if tab.wait(f"(i => i.complete && i.naturalWidth > 100 && i.clientWidth > 100)({figure}.querySelector('img'))", 10):
+        return []
+    return ["without JavaScript there is no picture"]
+
+
+def living_faults(tab: Tab, figure: str, view: str) -> list[str]:
+    """Say what is wrong with a figure whose chart must live and follow its sliders."""
+    if not tab.wait(f"{figure}.classList.contains('is-live') && !!{figure}.querySelector('.lvm-chart svg')"):
+        return ["the chart does not come to life"]
+    faults, chart = [], f"{figure}.querySelector('.lvm-chart svg')"
+    if tab.run(f"{figure}.querySelector('img').clientHeight"):
+        faults.append("the picture is still shown beside the chart")
+    for number in range(tab.run(f"{figure}.querySelectorAll('input[type=range]').length")):
+        slider = f"{figure}.querySelectorAll('input[type=range]')[{number}]"
+        label = tab.run(f"{slider}.closest('label').innerText.trim()")
+        before = tab.run(f"{chart}.outerHTML")
+        tab.run(f"{slider}.focus({{preventScroll: true}})")
+        # the other way where the slider starts at its end
+        key = "ArrowLeft" if tab.run(f"+{slider}.value >= +{slider}.max") else "ArrowRight"
+        for _ in range(4):
+            tab.press(key)
+        if not tab.wait(f"{chart}.outerHTML !== {json.dumps(before)}", 5):
+            faults.append(f"the chart does not follow the slider {label!r}")
+        outline = f"(s => s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0)(getComputedStyle({slider}))"
+        if not tab.run(outline):
+            faults.append(f"nobody sees that the slider {label!r} has the focus")
+        if len(label) < 5 or not tab.run(f"{slider}.clientWidth > 100"):
+            faults.append(f"slider {number + 1} has no label or no room: {label!r}")
+    if tab.run(f"{chart}.textContent.match(/NaN|Infinity|undefined/)"):
+        faults.append("the chart shows NaN, Infinity or undefined")
+    if tab.run(f"{chart}.getBoundingClientRect().width < {chart}.viewBox.baseVal.width - 1"):
+        faults.append("the chart is shrunk, and its words with it")
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    if not tab.wait(f"(i => i.complete && i.clientHeight > 100)({figure}.querySelector('img'))", 5):
+        faults.append("on paper there is no picture")
+    if tab.run(f"{figure}.querySelector('.lvm-live').clientHeight"):
+        faults.append("on paper there are sliders")
+    tab.call("Emulation.setEmulatedMedia", media="")
+    if view == "phone" and tab.run("document.documentElement.scrollWidth") > PHONE:
+        faults.append("a phone scrolls sideways")
+    return faults
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pages", nargs="*", help="pages below _build/html; default: all that come from book/")
@@ -144,8 +230,10 @@ def main() -> int:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
         good = [look(browser, base, page, options.height) for page in pages]
+        with_sliders = [page for page in pages if 'class="lvm-widget-spec"' in (HTML / page).read_text("utf-8")]
+        good += [look_at_widgets(browser, base, page) for page in with_sliders]
         server.shutdown()
-    print(f"look: {len(good)} pages, {good.count(False)} with faults; pictures in {OUT}")
+    print(f"look: {len(pages)} pages, {good.count(False)} with faults; pictures in {OUT}")
     return 0 if all(good) else 1
 
 

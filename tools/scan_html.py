@@ -26,6 +26,7 @@ DIFFERENT_PIXELS = 0.01  # a figure has at least this share of pixels that are n
 # Links that name an address and load nothing.
 PASSIVE_RELATIONS = {"canonical", "alternate", "author", "license", "next", "prev", "search", "index", "help", "me"}
 # MathJax loads these when a page has mathematics; no style sheet names them.
+WIDGET_SCRIPT, WIDGET_LIBRARY = "lvmwidgets.js", "vega-bundle.js"  # as in book/_ext/lvmbook.py
 MATH_FONTS = ("Zero", "Main-Regular", "Main-Bold", "Math-Italic", "AMS-Regular", "Calligraphic-Regular")
 MATH_FONTS += tuple(f"Size{size}-Regular" for size in (1, 2, 3, 4))
 REMOTE = re.compile(r"^\s*(?:[a-z][a-z0-9+.-]*:)?//", flags=re.IGNORECASE)
@@ -299,21 +300,24 @@ def figure_of(cell):
 
 def check_figures(page, notebook, html):
     """Each figure cell of the notebook has its picture on the page, with its own alt text and caption."""
-    expected = [figure_of(cell) for cell in notebook_cells(notebook) if figure_of(cell)]
+    expected = [(figure_of(cell), cell) for cell in notebook_cells(notebook) if figure_of(cell)]
     shown = {}
     for tag in page.article.find_all("figure"):
         image = tag.find(["img", "object"])
         caption = tag.find("figcaption")
         if image is not None:
-            shown[" ".join((image.get("alt") or "").split())] = (image, caption.get_text(" ") if caption else "")
+            words = caption.get_text(" ") if caption else ""
+            shown[" ".join((image.get("alt") or "").split())] = (image, words, "lvm-widget" in tag.get("class", []))
     problems, weight = [], 0
-    for metadata in expected:
+    for metadata, cell in expected:
         alt = " ".join(str(metadata.get("image", {}).get("alt", "")).split())
         label = str(metadata["figure"].get("caption", "")).split(". ")[0]
         if alt not in shown:
             problems.append(f"{label} is not on the page")
             continue
-        image, caption = shown[alt]
+        image, caption, has_sliders = shown[alt]
+        if re.search(r"\bwidgets\.\w+\(", "".join(cell["source"])) and not has_sliders:
+            problems.append(f"{label} has lost its sliders")
         if not " ".join(caption.split()).startswith(label):
             problems.append(f"{label} has the caption {caption.strip()[:40]!r}")
         path = resolve(page, image.get("src") or image.get("data") or "", html)
@@ -327,6 +331,47 @@ def check_figures(page, notebook, html):
     if weight > FIGURE_BYTES:
         problems.append(f"the figures weigh {weight:,} bytes, allowed {FIGURE_BYTES:,}")
     return problems, len(expected)
+
+
+def check_widgets(page):
+    """A figure with sliders has its picture, caption and chart, and what draws it; no other page loads any of it."""
+    figures = page.article.select("figure.lvm-widget")
+    loaders = [tag["src"] for tag in page.soup.find_all("script", src=True) if WIDGET_SCRIPT in tag["src"]]
+    if not figures:
+        return [f"loads {loader}, but has no figure with sliders" for loader in loaders]
+    problems = [] if loaders else [f"has a figure with sliders, but does not load {WIDGET_SCRIPT}"]
+    for loader in loaders[:1]:
+        library = resolve(page, loader, page.path.parent).parent / WIDGET_LIBRARY
+        if not library.is_file() or "vegaEmbed" not in library.read_text(encoding="utf-8"):
+            problems.append(f"the library {WIDGET_LIBRARY} of the figures with sliders is missing or is another file")
+    return problems + [problem for figure in figures for problem in widget_problems(figure)]
+
+
+def widget_problems(figure):
+    """Say what a figure with sliders lacks."""
+    image, caption, chart = figure.find("img"), figure.find("figcaption"), figure.find("script")
+    label = " ".join(caption.get_text(" ").split()) if caption else ""
+    name, problems = label.split(". ")[0] or "a figure with sliders", []
+    if not re.match(r"Figure \d+\.\d+\. \S", label):
+        problems.append(f"{name}: the caption of a figure with sliders is {label[:40]!r}")
+    if image is None or not (image.get("alt") or "").strip():
+        problems.append(f"{name}: no picture with an alt text stands in for the chart")
+    problem = chart_problem(chart.string) if chart else "it has no chart"
+    return problems + ([f"{name}: {problem}"] if problem else [])
+
+
+def chart_problem(text):
+    """Say what is wrong with the JSON of a chart with sliders, or return None."""
+    try:
+        chart = json.loads(text or "")
+    except ValueError as error:
+        return f"its chart is not JSON: {error}"
+    if "/vega-lite/" not in chart.get("$schema", ""):
+        return "its chart is not Vega-Lite"
+    sliders = [param["bind"] for param in chart.get("params", []) if isinstance(param.get("bind"), dict)]
+    if not any(bind.get("input") == "range" for bind in sliders) or not all(bind.get("name") for bind in sliders):
+        return "its chart has no slider, or one without a label"
+    return None
 
 
 def code_sources(path):
@@ -429,7 +474,7 @@ def scan(html, root=ROOT):
             continue
         page, found = read_page(path.resolve()), []
         found += check_links(page, html) + check_third_party(page, html) + check_colab(page, url, root)
-        found += check_alt(page) + check_math(page) + check_leftovers(page)
+        found += check_alt(page) + check_math(page) + check_leftovers(page) + check_widgets(page)
         notebook, drawn = root / f"{document}.ipynb", 0
         if notebook.is_file():
             found += check_executed(page, notebook, html.parent / ".jupyter_cache")
@@ -463,6 +508,8 @@ def main(arguments=None):
     problems, rows, (pages, links, figures) = scan(html)
     print("page, compressed first load without figures")
     print("\n".join(rows))
+    for library in html.glob(f"_static/{WIDGET_LIBRARY}"):
+        print(f"later, near a figure with sliders: {packed_size(library) / 1000:.0f} kB ({library.name})")
     for problem in problems:
         print(f"scan: {problem}")
     verdict = f"{len(problems)} problems" if problems else "ok"

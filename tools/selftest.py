@@ -341,6 +341,18 @@ def wrong_formula(repository):
     must_be_red(run(repository, *command), "FAILED .*log_mean_exp")
 
 
+def wrong_expression(repository):
+    """A figure with sliders that computes a divergence with the wrong sign."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_widgets.py", "-k", "reverse_divergence"]
+    must_be_green(run(repository, *command))
+    path = repository / "lvmlib" / "teaching" / "widgets.py"
+    text, right = path.read_text(encoding="utf-8"), "datum.q * (datum.log_q - datum.log_p)"
+    if right not in text:
+        raise NotFound(f"{path.name} has no expression {right}")
+    path.write_text(text.replace(right, "datum.q * (datum.log_p - datum.log_q)"), encoding="utf-8")
+    must_be_red(run(repository, *command), "FAILED .*reverse_divergence")
+
+
 # The longest first: two run at a time.
 FAULTS = (
     library_change_with_warm_cache,
@@ -354,6 +366,7 @@ FAULTS = (
     wrong_number,
     warning_in_a_cell,
     wrong_formula,
+    wrong_expression,
     broken_link,
     equation_without_a_check,
     missing_alt_text,

@@ -2,8 +2,10 @@
 
 * block quotes that begin with a bold "Note.", "Theorem 3.1 (title).", "Solution 3.1." … become admonitions;
 * raw anchors `<a id='eq-3-2'></a>` become link targets that Sphinx knows, so that a broken link is a warning;
+* a figure with sliders keeps its chart beside its picture, and its page, no other, gets the script that draws it;
 * the directive `verified-equations` shows the data that `python -m tests.equations --write` wrote;
-* after the build, MathJax is copied beside the pages, and the pages lose what they do not need.
+* after the build, MathJax and, for figures with sliders, Vega are put beside the pages, and the pages lose what they do
+  not need.
 """
 
 import importlib.util
@@ -18,7 +20,10 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
+logger = logging.getLogger(__name__)
 
 # First words of a callout -> CSS classes on the page. `tip`, `seealso` … are the theme's: they bring colour and icon.
 CALLOUTS = {
@@ -35,6 +40,10 @@ CALLOUT = re.compile(rf"({'|'.join(CALLOUTS)})\b")
 ANCHOR = re.compile(r"<a id=(['\"])((?:eq|fig)-[\w-]+)\1>(</a>)?")
 ANCHOR_IN_SOURCE = re.compile(r"<a id=\\?['\"](eq-[\w-]+)")
 FONTAWESOME_SCRIPT = re.compile(r"\s*<script[^>]*scripts/fontawesome\.js[^>]*></script>")
+WIDGET = '<script type="application/json" class="lvm-widget-spec">'  # written by lvmlib.teaching.widgets
+WIDGET_SCRIPT = "lvmwidgets.js"  # in book/_static; it loads WIDGET_LIBRARY when a reader comes near a chart
+WIDGET_LIBRARY = "vega-bundle.js"
+SVG_SIZE = re.compile(rb'<svg[^>]*\bwidth="([\d.]+)(?:px)?" height="([\d.]+)(?:px)?"')
 IMAGE = re.compile(r'<img (?![^>]*loading=)([^>]*src="([^"]*_images/[^"]+)")')
 
 
@@ -87,6 +96,38 @@ class Anchors(SphinxTransform):
             slugs[name] = (raw.line or 0, name, name)
             if len(parent) == 1:
                 parent["classes"].append("anchor")
+
+
+class Widgets(SphinxTransform):
+    """Join the two outputs of a figure with sliders: its picture, wrapped in a figure by myst-nb, and its chart.
+
+    A cell's output holds its forms side by side, and later one of them is chosen. Here both are wanted: the chart, an
+    invisible element, moves out of the output into the figure around it, and the picture is what remains to choose.
+    """
+
+    default_priority = 400
+
+    def apply(self, **kwargs) -> None:
+        for raw in list(self.document.findall(nodes.raw)):
+            if not raw.astext().startswith(WIDGET):
+                continue
+            form = raw.parent
+            output = form.parent
+            if not isinstance(output.parent, nodes.figure):
+                logger.warning("a figure with sliders needs a caption in the metadata of its cell", location=raw)
+                continue
+            output.remove(form)
+            raw["classes"] = []  # with classes it would be wrapped in a box, which the theme colours
+            figure = output.parent
+            figure["classes"].append("lvm-widget")
+            figure.insert(figure.index(output) + 1, raw)
+            self.env.metadata[self.env.docname]["lvm_widgets"] = True
+
+
+def add_widget_script(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Give the script of the figures with sliders to the pages that have one."""
+    if app.env.metadata.get(pagename, {}).get("lvm_widgets"):
+        app.add_js_file(WIDGET_SCRIPT, loading_method="defer")
 
 
 class VerifiedEquations(SphinxDirective):
@@ -156,13 +197,29 @@ def copy_mathjax(static: Path) -> None:
         copy(source / part, static / "mathjax" / part, **({"dirs_exist_ok": True} if copy is shutil.copytree else {}))
 
 
+def write_vega(static: Path) -> None:
+    """Write Vega, Vega-Lite and Vega-Embed as one script, from the installed package, with their licences."""
+    if importlib.util.find_spec("vl_convert") is None:
+        raise ExtensionError("The package vl-convert-python is missing: pip install -r requirements.txt")
+    import vl_convert
+
+    # In a function of its own, because what a script declares at its top is seen by all others of the page.
+    bundle = f"(() => {{{vl_convert.javascript_bundle()}\n}})();\n"
+    notice = "/*! Vega, Vega-Lite, Vega-Embed and what they are built on; licences in vega-licences.txt */\n"
+    (static / WIDGET_LIBRARY).write_text(notice + bundle, "utf-8")
+
+
 def lighten(page: Path) -> None:
     """Drop the icon script (the icon fonts suffice); load figures late, with their size known before they come."""
 
     def image(match: re.Match) -> str:
-        head = (page.parent / match.group(2)).read_bytes()[:24]
-        is_png = head.startswith(b"\x89PNG")
-        size = 'width="{}" height="{}" '.format(*struct.unpack(">II", head[16:24])) if is_png else ""
+        head = (page.parent / match.group(2)).read_bytes()[:1000]
+        known = None
+        if head.startswith(b"\x89PNG"):
+            known = struct.unpack(">II", head[16:24])
+        elif found := SVG_SIZE.search(head):
+            known = (round(float(number)) for number in found.groups())
+        size = 'width="{}" height="{}" '.format(*known) if known else ""
         return f'<img loading="lazy" {size}{match.group(1)}'
 
     old = page.read_text("utf-8")
@@ -176,6 +233,8 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
         return
     static = Path(app.outdir, "_static")
     copy_mathjax(static)
+    if any(data.get("lvm_widgets") for data in app.env.metadata.values()):
+        write_vega(static)
     for page in Path(app.outdir).rglob("*.html"):
         lighten(page)
     for useless in {*static.rglob("*.map"), *static.glob("scripts/fontawesome.js*")}:
@@ -186,6 +245,8 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("lvmbook_equations", "_build/equations.json", "env", [str])
     app.add_transform(Callouts)
     app.add_transform(Anchors)
+    app.add_transform(Widgets)
     app.add_directive("verified-equations", VerifiedEquations)
+    app.connect("html-page-context", add_widget_script)
     app.connect("build-finished", finish, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
