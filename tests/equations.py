@@ -19,6 +19,7 @@ from decimal import Decimal, localcontext
 import torch
 
 import lvmlib as lv
+from lvmlib.quadrature import hermite_nodes
 
 F64 = torch.float64
 
@@ -607,6 +608,484 @@ def eq_5_3() -> float:
     loc, log_scale = q.mean.detach().requires_grad_(True), q.stddev.log().detach().requires_grad_(True)
     bound = lv.exact_elbo(model, x, lv.DiagonalGaussian(loc, log_scale.exp()))
     return largest(*torch.autograd.grad(bound.sum(), [loc, log_scale]))  # the ELBO is concave in both
+
+
+# Chapter 6
+
+
+def bits_case() -> tuple[lv.BinaryLatentModel, torch.Tensor, torch.Tensor]:
+    """Return a model with three binary latents and a learned prior, data (4, 5), and logits of a factorized q."""
+    torch.manual_seed(6)
+    model = lv.BinaryLatentModel(3, lv.BernoulliDecoder(lv.mlp(3, [4], 5)), learn_prior=True).double()
+    model.prior_logits.data = torch.randn(3, dtype=F64)
+    return model, (torch.rand(4, 5) < 0.5).double(), torch.randn(4, 3, dtype=F64)
+
+
+def log_prob_of_bits(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Log probability of independent bits from the formula, (S, B)."""
+    return (bits * logits.sigmoid().log() + (1 - bits) * (1 - logits.sigmoid()).log()).sum(-1)
+
+
+@equation("6.1", "Jensen: E log w ≤ log E w = log p(x) (sums over eight states)", "exact_log_marginal", "exact_elbo")
+def eq_6_1() -> float:
+    model, x, logits = bits_case()
+    log_q = log_prob_of_bits(logits, model.states())
+    log_w = model.log_joint(x, model.states()) - log_q
+    mean_w, bound = (log_q + log_w).logsumexp(0), (log_q.exp() * log_w).sum(0)
+    return largest(
+        mean_w - lv.exact_log_marginal(model, x),
+        bound - lv.exact_elbo(model, x, lv.BernoulliVector(logits)),
+        (bound - mean_w).clamp(min=0.0),
+    )
+
+
+@equation("6.2", "log p(x) − VLB is the divergence to the posterior (sums over eight states)", "exact_posterior")
+def eq_6_2() -> float:
+    model, x, logits = bits_case()
+    log_q, posterior = log_prob_of_bits(logits, model.states()), lv.exact_posterior(model, x).law.probs.T
+    kl = (log_q.exp() * (log_q - posterior.log())).sum(0)
+    bound = lv.exact_elbo(model, x, lv.BernoulliVector(logits))
+    return largest(lv.exact_log_marginal(model, x) - bound - kl)
+
+
+@equation("6.3", "the three faces of the VLB have one expectation (sums, and quadrature)", "kl_to_prior", "exact_elbo")
+def eq_6_3() -> float:
+    model, x, logits = bits_case()
+    q, states = lv.BernoulliVector(logits), model.states()
+    share = log_prob_of_bits(logits, states).exp()
+    residuals = [
+        (share * model.log_likelihood(x, states)).sum(0) - lv.kl_to_prior(q, model) - lv.exact_elbo(model, x, q),
+        (share * model.log_joint(x, states)).sum(0) + q.entropy() - lv.exact_elbo(model, x, q),
+    ]
+    linear, x, *_ = linear_case()
+    q = lv.DiagonalGaussian(torch.randn(5, 2, dtype=F64), torch.rand(5, 2, dtype=F64) + 0.3)
+    noise, log_share = hermite_nodes(30, 2)
+    z = q.transport(noise.expand(-1, 5, -1))
+    likelihood, joint = (log_share.exp() @ values for values in (linear.log_likelihood(x, z), linear.log_joint(x, z)))
+    bound = lv.exact_elbo(linear, x, q)
+    return largest(*residuals, likelihood - lv.kl_to_prior(q, linear) - bound, joint + q.entropy() - bound)
+
+
+@equation("6.4", "at the posterior log w has no variance, log p(x, z) has d/2 (quadrature)", "score", "LinearGaussian")
+def eq_6_4() -> float:
+    model, x, *_ = linear_case()
+    noise, log_share = hermite_nodes(30, 2)
+    q = model.posterior(x)
+    sample = lv.score(model, x, q, q.transport(noise.expand(-1, 5, -1)))
+    share, residuals = log_share.exp(), []
+    for values, variance in ((sample.log_w, 0.0), (sample.log_prior + sample.log_likelihood, 1.0), (sample.log_q, 1.0)):
+        residuals.append(share @ (values - share @ values).square() - variance)
+    return largest(*residuals)
+
+
+@equation("6.5", "the VLB's gradient in θ is the q-average of the gradient of log p(x, z)", "exact_elbo")
+def eq_6_5() -> float:
+    model, x, logits = bits_case()
+    theta = [p for p in model.parameters() if p.requires_grad]
+    left = torch.autograd.grad(lv.exact_elbo(model, x, lv.BernoulliVector(logits)).sum(), theta)
+    shares = log_prob_of_bits(logits, model.states()).exp()
+    right = [torch.zeros_like(p) for p in theta]
+    for s in range(8):  # one gradient per state and data point, then the average
+        for b in range(4):
+            z = model.states()[s : s + 1]
+            parts = torch.autograd.grad(model.log_joint(x[b : b + 1], z).sum(), theta)
+            right = [total + shares[s, b] * part for total, part in zip(right, parts, strict=True)]
+    return largest(*(a - b for a, b in zip(left, right, strict=True)))
+
+
+@equation(
+    "6.6", "the reparameterized gradient in φ against the integral over z on a grid", "DiagonalGaussian.transport"
+)
+def eq_6_6() -> float:
+    torch.manual_seed(7)
+    model = lv.GaussianLatentModel(1, lv.BernoulliDecoder(lv.mlp(1, [5], 6))).double().requires_grad_(False)
+    x = model.sample(1)[1]
+    residuals = []
+    for mean, log_scale in ((0.5, -0.7), (-1.2, 0.1)):
+        phi = torch.tensor([mean, log_scale], dtype=F64, requires_grad=True)
+        z = torch.linspace(-14, 14, 4001, dtype=F64)
+        log_q = -0.5 * ((z - phi[0]) / phi[1].exp()).square() - phi[1] - 0.5 * math.log(2 * math.pi)
+        log_w = model.log_joint(x, z[:, None, None])[:, 0] - log_q
+        truth = torch.autograd.grad((log_q.exp() * log_w).sum() * (z[1] - z[0]), phi)[0]
+        noise, log_share = hermite_nodes(120, 1)
+        q = lv.DiagonalGaussian(phi[:1][None], phi[1:].exp()[None])
+        along_path = log_share.exp() @ lv.score(model, x, q, q.transport(noise)).log_w[:, 0]
+        residuals.append(truth - torch.autograd.grad(along_path, phi)[0])
+    return largest(*residuals)
+
+
+@equation("6.7", "the VLB's gradient in θ is that of log p(x) minus that of the divergence", "exact_elbo")
+def eq_6_7() -> float:
+    model, x, logits = bits_case()
+    theta = [p for p in model.parameters() if p.requires_grad]
+    log_q = log_prob_of_bits(logits, model.states())
+    log_joint = model.log_joint(x, model.states())
+    kl = (log_q.exp() * (log_q - log_joint + log_joint.logsumexp(0))).sum()
+    bound = lv.exact_elbo(model, x, lv.BernoulliVector(logits)).sum()
+    values = (bound, lv.exact_log_marginal(model, x).sum(), kl)
+    left, likelihood, divergence = (torch.autograd.grad(value, theta, retain_graph=True) for value in values)
+    return largest(*(a - b + c for a, b, c in zip(left, likelihood, divergence, strict=True)))
+
+
+@equation("6.8", "a rotated W leaves p(x) and makes the best diagonal Gaussian exact", "LinearGaussian", "exact_elbo")
+def eq_6_8() -> float:
+    model, x, weight, bias, scale = linear_case()
+    rotation = torch.linalg.eigh(weight.T @ weight).eigenvectors
+    turned = lv.LinearGaussian(weight @ rotation, bias, scale).requires_grad_(False)
+    law = turned.posterior(x)
+    best = lv.DiagonalGaussian(law.mean, law.precision_matrix.diagonal(dim1=1, dim2=2).rsqrt())
+    log_p = lv.exact_log_marginal(model, x)
+    return largest(lv.exact_log_marginal(turned, x) - log_p, lv.exact_elbo(turned, x, best) - log_p)
+
+
+@equation("6.9", "the gain of one linear cause, and its sign at the threshold λ₁ = σ²", "LinearGaussian.marginal")
+def eq_6_9() -> float:
+    torch.manual_seed(8)
+    square = torch.randn(3, 3, dtype=F64)
+    covariance = square @ square.T
+    eigenvalues, directions = torch.linalg.eigh(covariance)
+    zero, residuals = torch.zeros(3, dtype=F64), []
+
+    def expected(weight: torch.Tensor, scale: float) -> torch.Tensor:  # E log N(x; 0, C) has only x xᵀ in it
+        c = lv.LinearGaussian(weight, zero, scale).marginal().covariance_matrix
+        return -0.5 * (c.logdet() + torch.trace(torch.linalg.solve(c, covariance)) + 3 * math.log(2 * math.pi))
+
+    for factor in (1.0, 1.3, 0.8):  # σ² / λ₁
+        scale = (factor * eigenvalues[-1]).sqrt().item()
+        gains = []
+        for r in (0.05, 0.3, 1.0, 3.0):
+            for u in [*directions.T, torch.nn.functional.normalize(torch.randn(3, dtype=F64), dim=0)]:
+                total = scale**2 + r**2
+                formula = 0.5 * (r**2 * (u @ covariance @ u) / (scale**2 * total) - math.log(total / scale**2))
+                gain = expected(r * u[:, None], scale) - expected(torch.zeros(3, 1, dtype=F64), scale)
+                residuals.append(gain - formula)
+                gains.append(gain)
+        best = torch.stack(gains).max()
+        residuals.append(best.clamp(min=0.0) if factor >= 1 else (best <= 0).double())
+    return largest(*(residual.reshape(1) for residual in residuals))
+
+
+# Chapter 7
+
+
+def score_of_bits(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Return the derivatives of the log probability of independent bits in their logits, z − σ(ℓ), (S, B, L)."""
+    return bits - logits.sigmoid()
+
+
+def bits_log_w() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return probabilities (8, 4), log w (8, 4) and scores (8, 4, 3) of all states, and the exact gradient (4, 3)."""
+    model, x, logits = bits_case()
+    log_q = log_prob_of_bits(logits, model.states())
+    phi = logits.clone().requires_grad_()
+    truth = torch.autograd.grad(lv.exact_elbo(model, x, lv.BernoulliVector(phi)).sum(), phi)[0]
+    log_w = (model.log_joint(x, model.states()) - log_q).detach()
+    return log_q.exp(), log_w, score_of_bits(logits, model.states()), truth
+
+
+@equation("7.1", "the VLB's gradient in φ is the average of log w times the score (all states)", "score_function")
+def eq_7_1() -> float:
+    share, log_w, scores, truth = bits_log_w()
+    model, x, logits = bits_case()
+    by_library = torch.zeros_like(truth)
+    for s in range(8):  # the surrogate's own gradient, one state at a time
+        phi = logits.clone().requires_grad_()
+        z = model.states()[s : s + 1].expand(-1, 4, -1)
+        value = lv.score_function(model, x, lv.BernoulliVector(phi), z).sum()
+        by_library += share[s][:, None] * torch.autograd.grad(value, phi)[0]
+    return largest((share[..., None] * log_w[..., None] * scores).sum(0) - truth, by_library - truth)
+
+
+@equation("7.2", "no baseline changes the mean of the score-function gradient", "exact_elbo")
+def eq_7_2() -> float:
+    share, log_w, scores, truth = bits_log_w()
+    means = [((share * (log_w - b))[..., None] * scores).sum(0) - truth for b in (-30.0, 0.0, 7.5, log_w[0])]
+    return largest(*means)
+
+
+@equation("7.3", "the baseline of least variance, as the vertex of a parabola (autograd)")
+def eq_7_3() -> float:
+    share, log_w, scores, truth = bits_log_w()
+    best = (share[..., None] * log_w[..., None] * scores**2).sum(0) / (share[..., None] * scores**2).sum(0)
+    b = best.clone().requires_grad_()
+    variance = (share[..., None] * ((log_w[..., None] - b) * scores - truth) ** 2).sum(0)
+    (slope,) = torch.autograd.grad(variance.sum(), b)
+    worse = (share[..., None] * ((log_w[..., None] - best - 0.3) * scores - truth) ** 2).sum(0)
+    return largest(slope, (variance - worse).clamp(min=0.0))
+
+
+@equation("7.4", "leave-one-out: its two forms, and its mean (all pairs and triples of states)", "leave_one_out")
+def eq_7_4() -> float:
+    share, log_w, scores, truth = bits_log_w()
+    residuals = []
+    for k in (2, 3):
+        runs = torch.cartesian_prod(*[torch.arange(8)] * k)  # (8^K, K)
+        values = log_w[runs]  # (8^K, K, 4)
+        others = torch.stack([values[:, [j for j in range(k) if j != i]].mean(1) for i in range(k)], 1)
+        residuals.append(values - others - k / (k - 1) * (values - values.mean(1, keepdim=True)))
+        estimate = ((values - others)[..., None] * scores[runs]).mean(1)
+        residuals.append((share[runs].prod(1)[..., None] * estimate).sum(0) - truth)
+    model, x, logits = bits_case()
+    phi = logits.clone().requires_grad_()
+    pair = model.states()[[5, 2], 0][:, None].expand(-1, 4, -1)
+    value = lv.leave_one_out(model, x, lv.BernoulliVector(phi), pair).sum()
+    signal = log_w[5] - log_w[2]
+    by_hand = (signal[:, None] * scores[5] - signal[:, None] * scores[2]) / 2
+    return largest(*residuals, torch.autograd.grad(value, phi)[0] - by_hand)
+
+
+def gaussian_gradients(surrogate, mean: float, scale: float, num_samples: int = 1, **options):
+    """Return shares, gradients in (m, log s) of all noise tuples, log p(x), and the posterior's mean and scale."""
+    model = lv.LinearGaussian(torch.tensor([[1.2], [-0.5]], dtype=F64), torch.tensor([0.1, 0.2], dtype=F64), 0.6)
+    model, x = model.requires_grad_(False), torch.tensor([[1.4, 0.3]], dtype=F64)
+    noise, log_share = hermite_nodes(24, num_samples)
+    phi = torch.tensor([mean, math.log(scale)], dtype=F64).expand(len(noise), 2).clone().requires_grad_()
+    q = lv.DiagonalGaussian(phi[:, :1], phi[:, 1:].exp())
+    value = surrogate(model, x.expand(len(noise), -1), q, q.transport(noise.permute(2, 0, 1)), **options).sum()
+    law = model.posterior(x)
+    truth = model, x, law.mean.item(), law.stddev.item()
+    return log_share.exp(), torch.autograd.grad(value, phi)[0], truth
+
+
+@equation("7.5", "the path alone has the VLB's gradient (quadrature)", "sticking_the_landing", "exact_elbo")
+def eq_7_5() -> float:
+    residuals = []
+    for mean, scale in ((-1.5, 0.3), (0.4, 1.1)):
+        share, gradients, (model, x, *_) = gaussian_gradients(lv.sticking_the_landing, mean, scale)
+        phi = torch.tensor([mean, math.log(scale)], dtype=F64, requires_grad=True)
+        bound = lv.exact_elbo(model, x, lv.DiagonalGaussian(phi[:1][None], phi[1:].exp()[None])).sum()
+        residuals.append(share @ gradients - torch.autograd.grad(bound, phi)[0])
+    return largest(*residuals)
+
+
+@equation(
+    "7.6", "variances in m at the posterior (quadrature)", "pathwise", "score_function", "leave_one_out", tolerance=1e-9
+)
+def eq_7_6() -> float:
+    *_, (model, x, mean, scale) = gaussian_gradients(lv.pathwise, 0.0, 1.0)
+    log_p, residuals = lv.exact_log_marginal(model, x).item(), []
+    for surrogate, k, options, variance in (
+        (lv.pathwise, 1, {}, scale**-2),
+        (lv.score_function, 1, {"baseline": log_p - 0.7}, 0.49 / scale**2),
+        (lv.score_function, 1, {}, log_p**2 / scale**2),
+        (lv.sticking_the_landing, 1, {}, 0.0),
+        (lv.leave_one_out, 2, {}, 0.0),
+    ):
+        share, gradients, _ = gaussian_gradients(surrogate, mean, scale, k, **options)
+        residuals.append(share @ (gradients[:, :1] - share @ gradients[:, :1]) ** 2 - variance)
+    return largest(*residuals)
+
+
+@equation("7.7", "variances in m of the two path estimators for any m and s (quadrature)", "pathwise", tolerance=1e-9)
+def eq_7_7() -> float:
+    *_, (_, _, _, sigma) = gaussian_gradients(lv.pathwise, 0.0, 1.0)
+    residuals = []
+    for mean, scale in ((-1.5, 0.5 * sigma), (0.4, 0.8 * sigma), (3.0, 2 * sigma)):
+        variances = []
+        for surrogate in (lv.pathwise, lv.sticking_the_landing):
+            share, gradients, _ = gaussian_gradients(surrogate, mean, scale)
+            variances.append(share @ (gradients[:, 0] - share @ gradients[:, 0]) ** 2)
+        formulas = scale**2 / sigma**4, (1 / scale - scale / sigma**2) ** 2
+        residuals += [(a - b).reshape(1) for a, b in zip(variances, formulas, strict=True)]
+        claim = (variances[1] > variances[0]).item() == (scale < sigma / math.sqrt(2))
+        residuals.append(torch.tensor([0.0 if claim else 1.0]))
+    return largest(*residuals)
+
+
+def logistic_quantiles(number: int) -> torch.Tensor:
+    """Return midpoint nodes of the standard logistic law, (number, 1, 1)."""
+    return ((torch.arange(number, dtype=F64) + 0.5) / number).logit()[:, None, None]
+
+
+@equation(
+    "7.8", "a relaxed bit is above ½ with the bit's own probability (logistic quantiles)", "relax", tolerance=1e-4
+)
+def eq_7_8() -> float:
+    noise, residuals = logistic_quantiles(20_000), []
+    for logit in (-2.0, 0.3, 1.5):
+        q = lv.BernoulliVector(torch.full((1, 1), logit, dtype=F64))
+        for temperature in (0.1, 1.0, 5.0):
+            share = (lv.relax(q, noise, temperature) > 0.5).double().mean()
+            residuals.append((share - q.mean.squeeze()).reshape(1))
+    return largest(*residuals)
+
+
+@equation("7.9", "the mean of a relaxed bit at τ = 1 (quantiles of the noise)", "relax", tolerance=1e-7)
+def eq_7_9() -> float:
+    noise, residuals = logistic_quantiles(100_000), []
+    for logit in (-2.0, 0.4, 1.5):
+        q = lv.BernoulliVector(torch.full((1, 1), logit, dtype=F64))
+        r = math.exp(-logit)
+        formula = 1 / (1 - r) + r * math.log(r) / (1 - r) ** 2
+        residuals.append((lv.relax(q, noise, 1.0).mean() - formula).reshape(1))
+    return largest(*residuals)
+
+
+# Chapter 8
+
+
+def three_states() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log p(x, z) of three states, logits of q, and log p(x), for the first data point."""
+    log_joint, _, p = mixture_weights()
+    return log_joint[:, 0], PROPOSAL.log(), p[0].log()
+
+
+@equation("8.1", "the chain of bounds rises with K and stays below log p(x)", "exact_expected_log_mean")
+def eq_8_1() -> float:
+    log_joint, log_q, log_p = three_states()
+    bounds = torch.stack([lv.exact_expected_log_mean(log_joint - log_q, log_q, k) for k in range(1, 41)])
+    first = (log_q.exp() * (log_joint - log_q)).sum()
+    return largest((bounds[0] - first).reshape(1), bounds.diff().clamp(max=0.0), (bounds - log_p).clamp(min=0.0))
+
+
+def law_of_the_pick(log_w: torch.Tensor, log_q: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Return the law of a draw picked by weight among K, by summing over all K-tuples of states."""
+    runs = torch.cartesian_prod(*[torch.arange(len(log_q))] * num_samples).reshape(-1, num_samples)
+    share, weights = log_q[runs].sum(1).exp(), log_w[runs].softmax(1)
+    law = torch.zeros_like(log_q)
+    for position in range(num_samples):
+        law = law.index_add(0, runs[:, position], share * weights[:, position])
+    return law
+
+
+@equation("8.2", "L_K ≤ ELBO(q_K) ≤ log p(x), and q_K from its formula (all tuples)", "exact_expected_log_mean")
+def eq_8_2() -> float:
+    log_joint, log_q, log_p = three_states()
+    log_w, residuals = log_joint - log_q, []
+    for k in (2, 3, 5):
+        law = law_of_the_pick(log_w, log_q, k)
+        others = torch.cartesian_prod(*[torch.arange(3)] * (k - 1)).reshape(-1, k - 1)
+        share, sums = log_q[others].sum(1).exp(), log_w[others].exp().sum(1)
+        formula = log_joint.exp() * (share / ((log_w.exp()[:, None] + sums) / k)).sum(1)
+        elbo = (law * (log_joint - law.log())).sum()
+        bound = lv.exact_expected_log_mean(log_w, log_q, k)
+        residuals += [law - formula, (bound - elbo).clamp(min=0.0).reshape(1), (elbo - log_p).clamp(min=0.0).reshape(1)]
+    return largest(*residuals)
+
+
+def bound_of_two(surrogate) -> float:
+    """Compare a surrogate's mean gradient for K = 2 with that of the double integral over z, of a neural model."""
+    torch.manual_seed(9)
+    model = lv.GaussianLatentModel(1, lv.BernoulliDecoder(lv.mlp(1, [4], 5))).double().requires_grad_(False)
+    x = model.sample(1)[1]
+    phi = torch.tensor([0.6, -0.4], dtype=F64, requires_grad=True)
+    z = torch.linspace(-8, 9, 1201, dtype=F64)
+    log_q = -0.5 * ((z - phi[0]) / phi[1].exp()).square() - phi[1] - 0.5 * math.log(2 * math.pi)
+    log_w = model.log_joint(x, z[:, None, None])[:, 0] - log_q
+    pairs = torch.logaddexp(log_w[:, None], log_w) - math.log(2)
+    integral = log_q.exp() @ pairs @ log_q.exp() * (z[1] - z[0]) ** 2
+    truth = torch.autograd.grad(integral, phi)[0]
+    noise, log_share = hermite_nodes(80, 2)
+    copies = phi.detach().expand(len(noise), 2).clone().requires_grad_()
+    q = lv.DiagonalGaussian(copies[:, :1], copies[:, 1:].exp())
+    value = surrogate(model, x.expand(len(noise), -1), q, q.transport(noise.permute(2, 0, 1))).sum()
+    return largest(log_share.exp() @ torch.autograd.grad(value, copies)[0] - truth)
+
+
+@equation("8.3", "the weighted gradient of IWAE against a double integral, K = 2", "iwae_pathwise", tolerance=1e-8)
+def eq_8_3() -> float:
+    return bound_of_two(lv.iwae_pathwise)
+
+
+@equation("8.4", "K times the gradient in φ tends to −½ of that of χ² (relative, K = 400)", tolerance=2e-2)
+def eq_8_4() -> float:
+    joint, residuals = torch.tensor([0.12, 0.25], dtype=F64), []
+    for k in (200, 400):
+        phi = torch.tensor([0.3, 0.0], dtype=F64, requires_grad=True)
+        log_q = phi.log_softmax(0)
+        counts = torch.stack([torch.arange(k + 1.0, dtype=F64), k - torch.arange(k + 1.0, dtype=F64)], 1)
+        log_share = math.lgamma(k + 1) - torch.lgamma(counts + 1).sum(1) + counts @ log_q
+        bound = (log_share.exp() * (counts @ (joint.log() - log_q).exp() / k).log()).sum()
+        chi2 = (joint**2 / log_q.exp()).sum() / joint.sum() ** 2 - 1
+        left, right = (torch.autograd.grad(value, phi, retain_graph=True)[0] for value in (k * bound, -chi2 / 2))
+        residuals.append(((left - right)[0] / right[0]).abs().item())
+    halved = residuals[1] / residuals[0] - 0.5  # a remainder of order 1/K
+    return max(residuals[1], abs(halved))
+
+
+@equation("8.5", "DReG against a double integral, K = 2", "doubly_reparameterized", tolerance=1e-8)
+def eq_8_5() -> float:
+    return bound_of_two(lv.doubly_reparameterized)
+
+
+@equation(
+    "8.6",
+    "wake–sleep tends to the gradient of the forward KL, as 1/K (two states)",
+    "reweighted_wake_sleep",
+    tolerance=2e-2,
+)
+def eq_8_6() -> float:
+    log_joint = torch.tensor([0.12, 0.25], dtype=F64).log()
+    posterior = log_joint.softmax(0)
+    phi = torch.tensor([0.3, 0.0], dtype=F64, requires_grad=True)
+    kl = (posterior * (posterior.log() - phi.log_softmax(0))).sum()
+    truth = -torch.autograd.grad(kl, phi)[0]
+    scores = torch.eye(2, dtype=F64) - phi.detach().softmax(0)
+    log_q = phi.detach().log_softmax(0)
+    biases = []
+    for k in (200, 400):
+        counts = torch.stack([torch.arange(k + 1.0, dtype=F64), k - torch.arange(k + 1.0, dtype=F64)], 1)
+        log_share = math.lgamma(k + 1) - torch.lgamma(counts + 1).sum(1) + counts @ log_q
+        weights = counts * (log_joint - log_q).exp()
+        mean = log_share.exp() @ (weights / weights.sum(1, keepdim=True)) @ scores
+        biases.append((mean - truth)[0].item())
+    identity = largest(posterior @ scores - truth)
+    return max(1e6 * identity, abs(biases[1]), abs(biases[1] / biases[0] - 0.5))
+
+
+# Chapter 11
+
+
+@equation(
+    "11.1", "the closed-form KL in the weights passes log p(x) on the way from the prior (sums)", "exact_log_marginal"
+)
+def eq_11_1() -> float:
+    model = small_mixture()
+    log_likelihood, prior = model.log_likelihood(X, model.states()), model.prior().probs[:, None]
+
+    def psi(t: torch.Tensor) -> torch.Tensor:
+        return (prior.log() + t * log_likelihood).logsumexp(0)
+
+    log_p, residuals = lv.exact_log_marginal(model, X), []
+    for power in (0.0, 0.05, 0.4, 1.0):
+        t = torch.full((2,), power, dtype=F64, requires_grad=True)
+        (slope,) = torch.autograd.grad(psi(t).sum(), t)
+        q = (prior.log() + power * log_likelihood).softmax(0)
+        kl = (q * (q.log() - prior.log())).sum(0)
+        left = (q.log() + log_likelihood).logsumexp(0) - kl
+        right = (psi(1 + t) - t * slope).detach()
+        residuals.append(left - right)
+        if power == 0.0:
+            residuals.append(left - log_p)
+        if power == 0.05:
+            residuals.append((log_p - left + 1e-3).clamp(min=0.0))  # above log p(x)
+    return largest(*residuals)
+
+
+@equation("11.2", "log-mean-exp of the batch's sums is at most the sum of the data points' (all pairs of runs)")
+def eq_11_2() -> float:
+    _, log_w, _ = mixture_weights()
+    residuals = []
+    for k in (1, 2, 3):
+        runs, share = all_runs(k)
+        one, two = log_w[runs, 0], log_w[runs, 1]  # (runs, K) of each data point
+        together = (one[:, None] + two[None]).logsumexp(-1) - math.log(k)
+        left = share @ together @ share
+        right = sum(share @ (a.logsumexp(-1) - math.log(k)) for a in (one, two))
+        residuals.append((left - right).clamp(min=0.0) if k > 1 else left - right)
+        residuals.append(torch.tensor(float(k > 1 and not left < right - 1e-3), dtype=F64))
+    return largest(*(residual.reshape(1) for residual in residuals))
+
+
+@equation("11.3", "what the mean of q adds to the reconstruction of a linear decoder (quadrature)", "LinearGaussian")
+def eq_11_3() -> float:
+    model, x, weight, _, scale = linear_case()
+    noise, log_share = hermite_nodes(8, 2)
+    q = lv.DiagonalGaussian(torch.tensor([[0.3, -1.0]], dtype=F64), torch.tensor([[0.5, 1.3]], dtype=F64))
+    q = q.expand((len(x),))
+    z = q.transport(noise.expand(-1, len(x), -1))
+    difference = model.log_likelihood(x, q.mean[None])[0] - log_share.exp() @ model.log_likelihood(x, z)
+    return largest(difference - (q.stddev.square() @ weight.square().sum(0)) / (2 * scale**2))
 
 
 def run_all() -> list[dict]:

@@ -271,6 +271,206 @@ SPLIT = Exercise(
 )
 
 
+# ----------------------------------------------------------- 6.2, reconstruction minus KL to the standard normal prior
+
+
+def _kl_to_normal(loc: Tensor, log_scale: Tensor) -> Tensor:
+    """Return the KL of each coordinate, (B, d)."""
+    return (loc.square() + (2 * log_scale).exp() - 1) / 2 - log_scale
+
+
+def _second_face(loc: Tensor, log_scale: Tensor, log_likelihood: Tensor) -> Tensor:
+    return log_likelihood.mean(0) - _kl_to_normal(loc, log_scale).sum(-1)
+
+
+SECOND_FACE = Exercise(
+    reference=_second_face,
+    cases=(
+        (numbers(5, 2, seed=20), numbers(5, 2, seed=21) / 2, numbers(3, 5, seed=22) - 20),
+        (numbers(4, 3, seed=23), numbers(4, 3, seed=24) / 2 - 3, numbers(2, 4, seed=25) - 500),
+    ),
+    wrong={
+        "The KL has the wrong sign: the rate is paid, not earned.": (
+            lambda m, s, ll: ll.mean(0) + _kl_to_normal(m, s).sum(-1)
+        ),
+        "Sum the KL over the coordinates: a mean divides it by d.": (
+            lambda m, s, ll: ll.mean(0) - _kl_to_normal(m, s).mean(-1)
+        ),
+        "You summed over the draws; an expectation is their mean.": lambda m, s, ll: (
+            ll.sum(0) - _kl_to_normal(m, s).sum(-1)
+        ),
+        "You took log_scale for the logarithm of the variance.": lambda m, s, ll: (
+            ll.mean(0) - (m.square() + s.exp() - 1 - s).sum(-1) / 2
+        ),
+        "You took log_scale for the scale itself.": lambda m, s, ll: (
+            ll.mean(0) - ((m.square() + s.square() - 1) / 2 - s.abs().log()).sum(-1)
+        ),
+        "The factor one half is missing in the KL.": lambda m, s, ll: (
+            ll.mean(0) - (m.square() + (2 * s).exp() - 1 - s).sum(-1)
+        ),
+        "The KL lacks its term −½: it must be 0 for a standard normal q.": (
+            lambda m, s, ll: ll.mean(0) - (_kl_to_normal(m, s) + 0.5).sum(-1)
+        ),
+        "You used the scale where the variance belongs.": lambda m, s, ll: (
+            ll.mean(0) - ((m.square() + s.exp() - 1) / 2 - s).sum(-1)
+        ),
+        "The mean enters squared.": lambda m, s, ll: ll.mean(0) - ((m + (2 * s).exp() - 1) / 2 - s).sum(-1),
+        "You left the KL out: that is the reconstruction alone.": lambda m, s, ll: ll.mean(0),
+        "You took the logarithm of a mean of probabilities; the bound has the mean of logarithms.": (
+            lambda m, s, ll: ll.logsumexp(0) - math.log(len(ll)) - _kl_to_normal(m, s).sum(-1)
+        ),
+        "You averaged over the data points: that is one number in all.": lambda m, s, ll: _second_face(m, s, ll).mean(),
+        "You summed over the data points: that is one number in all.": lambda m, s, ll: _second_face(m, s, ll).sum(),
+        "One number per data point: average over the draws.": lambda m, s, ll: ll - _kl_to_normal(m, s).sum(-1),
+    },
+)
+
+
+# ----------------------------------------------------------------------------- 6.3, the draw as a function of the noise
+
+TRANSPORT = Exercise(
+    reference=lambda loc, log_scale, noise: loc + log_scale.exp() * noise,
+    cases=(
+        (numbers(5, 2, seed=26), numbers(5, 2, seed=27), numbers(3, 5, 2, seed=28)),
+        (numbers(4, 3, seed=29), numbers(4, 3, seed=30) - 20, numbers(2, 4, 3, seed=31)),
+    ),
+    wrong={
+        "You took log_scale for the scale itself: here it is a logarithm.": lambda m, s, e: m + s * e,
+        "You scaled by the variance.": lambda m, s, e: m + (2 * s).exp() * e,
+        "You took log_scale for the logarithm of the variance.": lambda m, s, e: m + (s / 2).exp() * e,
+        "You divided by the scale: that turns z into noise.": lambda m, s, e: m + (-s).exp() * e,
+        "That is the way back, from z to noise.": lambda m, s, e: (e - m) / s.exp(),
+        "The noise of all coordinates and draws is its own; you scaled the mean too.": (
+            lambda m, s, e: (m + e) * s.exp()
+        ),
+        "Where is the noise? You returned the mean.": lambda m, s, e: m.expand_as(e),
+        "The mean is missing.": lambda m, s, e: s.exp() * e,
+        "You averaged over the draws.": lambda m, s, e: (m + s.exp() * e).mean(0),
+    },
+)
+
+
+# ------------------------------------------------------- 7.2, what leave-one-out multiplies the score of each draw with
+
+
+def _leave_one_out(log_w: Tensor) -> Tensor:
+    return (log_w - log_w.mean(0)) * len(log_w) / (len(log_w) - 1)
+
+
+LEAVE_ONE_OUT = Exercise(
+    reference=_leave_one_out,
+    cases=((numbers(5, 3, seed=40) * 2 - 4,), (numbers(2, 4, seed=41) * 50 - 1000,)),
+    wrong={
+        "Your baseline contains the draw's own log w: the gradient shrinks by 1 − 1/K.": lambda w: w - w.mean(0),
+        "You multiplied by 1 − 1/K where the other draws ask for its inverse.": (
+            lambda w: (w - w.mean(0)) * (len(w) - 1) / len(w)
+        ),
+        "The sign is wrong: a draw better than the others must become more probable.": lambda w: -_leave_one_out(w),
+        "That is the baseline; subtract it from log w.": lambda w: (w.sum(0) - w) / (len(w) - 1),
+        "You divided the sum of the others by K; they are K − 1.": lambda w: w - (w.sum(0) - w) / len(w),
+        "You did not divide the sum of the others by their number.": lambda w: w - (w.sum(0) - w),
+        "You averaged over the data points: each has its own baseline.": (
+            lambda w: (w - w.mean(1, keepdim=True)) * len(w) / (len(w) - 1)
+        ),
+        "You averaged over draws and data points together.": lambda w: w - w.mean(),
+        "No baseline is subtracted.": lambda w: w + 0.0,
+        "You subtracted log p̂, the logarithm of a mean; this baseline is a mean of logarithms.": (
+            lambda w: w - (w.logsumexp(0) - math.log(len(w)))
+        ),
+        "You took the geometric mean out of the weights; the signal is in log w.": (
+            lambda w: w.exp() - ((w.sum(0) - w) / (len(w) - 1)).exp()
+        ),
+        "You returned the mean over the draws, which is 0: one signal per draw is asked.": (
+            lambda w: _leave_one_out(w).mean(0)
+        ),
+    },
+)
+
+
+# ---------------------------------------------------------------- 8.2, the doubly reparameterized gradient from weights
+
+
+def _dreg(log_w: Tensor, path_derivative: Tensor) -> Tensor:
+    return (log_w.softmax(0) ** 2 * path_derivative).sum(0)
+
+
+DREG = Exercise(
+    reference=_dreg,
+    cases=(
+        (numbers(5, 3, seed=50), numbers(5, 3, seed=51)),
+        (numbers(4, 2, seed=52) * 3 - 1000, numbers(4, 2, seed=53)),
+    ),
+    wrong={
+        "Only one factor of the weight: that is the path with the weights of IWAE.": (
+            lambda w, g: (w.softmax(0) * g).sum(0)
+        ),
+        "You squared the weights before normalizing them.": lambda w, g: ((2 * w).softmax(0) * g).sum(0),
+        "The mean over the draws is already in the weights: sum.": lambda w, g: (w.softmax(0) ** 2 * g).mean(0),
+        "The weights must sum to 1 over the draws, not over the data points.": (
+            lambda w, g: (w.softmax(1) ** 2 * g).sum(0)
+        ),
+        "You summed over the data points.": lambda w, g: (w.softmax(0) ** 2 * g).sum(1),
+        "The weights do not appear: that is sticking the landing.": lambda w, g: g.mean(0),
+        "You used log w where the weights belong.": lambda w, g: (w**2 * g).sum(0),
+        "You squared the derivative as well.": lambda w, g: ((w.softmax(0) * g) ** 2).sum(0),
+        "You squared the sum: square each weight.": lambda w, g: (w.softmax(0) * g).sum(0) ** 2,
+        "The sign is wrong: this gradient is climbed.": lambda w, g: -_dreg(w, g),
+        "Unnormalized weights: exponentiate after subtracting log of the sum.": (
+            lambda w, g: (w.exp() ** 2 * g).sum(0)
+        ),
+        "You kept the term of the score: a factor 1 − w̃ too many.": (
+            lambda w, g: (w.softmax(0) ** 2 * (1 - w.softmax(0)) * g).sum(0)
+        ),
+    },
+)
+
+
+# ------------------------------------------------------------- 11.2, the estimate of log p(x) from a table of losses
+
+LOG_MARGINAL = Exercise(
+    reference=lambda loss: (-loss).logsumexp(0) - math.log(len(loss)),
+    cases=(
+        (numbers(7, 3, seed=60),),
+        (numbers(5, 4, seed=61) * 3 + 1000,),
+    ),
+    wrong={
+        "That is the logarithm of a sum over the samples: log K is missing.": lambda loss: (-loss).logsumexp(0),
+        "You added log K instead of subtracting it.": lambda loss: (-loss).logsumexp(0) + math.log(len(loss)),
+        "You divided the logarithm by K; the mean is taken inside it.": lambda loss: (-loss).logsumexp(0) / len(loss),
+        "The weights are exp(−loss); you exponentiated the loss.": (
+            lambda loss: loss.logsumexp(0) - math.log(len(loss))
+        ),
+        "Twice the wrong sign, before the exponential and after it: your worst sample counts most.": (
+            lambda loss: math.log(len(loss)) - loss.logsumexp(0)
+        ),
+        "The sign is wrong at the end: that is an estimate of −log p(x).": (
+            lambda loss: math.log(len(loss)) - (-loss).logsumexp(0)
+        ),
+        "That is the mean of the log-weights, which estimates the ELBO.": lambda loss: -loss.mean(0),
+        "You summed the losses of the batch before the logarithm; each data point has its own estimate.": (
+            lambda loss: ((-loss.sum(1)).logsumexp(0) - math.log(len(loss))).expand(loss.shape[1])
+        ),
+        "That is one number for the batch: sum over the samples, not over the data points.": (
+            lambda loss: (-loss.sum(1)).logsumexp(0) - math.log(len(loss))
+        ),
+        "You averaged over the data points: that is one number per sample.": (
+            lambda loss: (-loss).logsumexp(1) - math.log(loss.shape[1])
+        ),
+        "You averaged over samples and data points together.": (
+            lambda loss: (-loss).flatten().logsumexp(0) - math.log(loss.numel())
+        ),
+        "For losses near 1000 the exponential underflows to 0: take the largest log-weight out first.": (
+            lambda loss: (-loss).exp().mean(0).log()
+        ),
+        "That is an estimate of p(x), not of its logarithm.": lambda loss: (-loss).exp().mean(0),
+        "You averaged the log-weights with the normalized weights; that is not the logarithm of their mean.": (
+            lambda loss: ((-loss).softmax(0) * -loss).sum(0)
+        ),
+        "You kept the best sample only.": lambda loss: (-loss).amax(0),
+    },
+)
+
+
 EXERCISES = {
     "0.2": KL_ROWS,
     "1.2": CHAIN_RULE,
@@ -278,4 +478,9 @@ EXERCISES = {
     "3.2": POSTERIOR_MEAN,
     "4.2": CATEGORICAL_ELBO,
     "5.2": SPLIT,
+    "6.2": SECOND_FACE,
+    "6.3": TRANSPORT,
+    "7.2": LEAVE_ONE_OUT,
+    "8.2": DREG,
+    "11.2": LOG_MARGINAL,
 }
