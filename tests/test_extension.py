@@ -291,3 +291,22 @@ def test_vega_lies_beside_the_pages_that_need_it_and_nowhere_else(widgets, built
 def test_figure_with_sliders_but_without_caption_is_a_warning(tmp_path):
     warnings = build(tmp_path / "source", rows=[ROW], cell=widget_cell({"mystnb": {"image": FIGURE["image"]}}))[1]
     assert "a figure with sliders needs a caption" in warnings
+
+
+def test_a_chapter_has_the_number_of_its_file(tmp_path):
+    (tmp_path / "conf.py").write_text(CONF.replace('"one"', '"index"'), "utf-8")
+    (tmp_path / "index.md").write_text("# Book\n\n```{toctree}\n:numbered:\n\n03-three\n11-eleven\n```\n", "utf-8")
+    for name in ("03-three", "11-eleven"):
+        (tmp_path / f"{name}.md").write_text(f"# {name}\n\n## Part\n\nText.\n", "utf-8")
+    with docutils_namespace():
+        app = SphinxTestApp(srcdir=tmp_path, builddir=tmp_path / "_build")
+        try:
+            app.build()
+        finally:
+            app.cleanup()
+    html = tmp_path / "_build" / "html"
+    for name, number in (("03-three", "3"), ("11-eleven", "11")):
+        page = BeautifulSoup((html / f"{name}.html").read_text("utf-8"), "html.parser")
+        assert page.h1.get_text().startswith(f"{number}. ") and page.h2.get_text().startswith(f"{number}.1. ")
+    contents = BeautifulSoup((html / "index.html").read_text("utf-8"), "html.parser").select(".body li.toctree-l1 > a")
+    assert [link.get_text() for link in contents] == ["3. 03-three", "11. 11-eleven"]

@@ -3,6 +3,8 @@
 * block quotes that begin with a bold "Note.", "Theorem 3.1 (title).", "Solution 3.1." … become admonitions;
 * raw anchors `<a id='eq-3-2'></a>` become link targets that Sphinx knows, so that a broken link is a warning;
 * a figure with sliders keeps its chart beside its picture, and its page, no other, gets the script that draws it;
+* a numbered chapter has the number that its file's name begins with, so that pages, equations and links agree while
+  chapters between them are not yet written;
 * the directive `verified-equations` shows the data that `python -m tests.equations --write` wrote;
 * after the build, MathJax and, for figures with sliders, Vega are put beside the pages, and the pages lose what they do
   not need.
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.errors import ExtensionError
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -128,6 +131,30 @@ def add_widget_script(app: Sphinx, pagename: str, templatename: str, context: di
     """Give the script of the figures with sliders to the pages that have one."""
     if app.env.metadata.get(pagename, {}).get("lvm_widgets"):
         app.add_js_file(WIDGET_SCRIPT, loading_method="defer")
+
+
+def number_by_file_name(app: Sphinx) -> None:
+    """Let chapters be numbered by the number in their file's name instead of by their place in the contents."""
+    assign = TocTreeCollector.assign_section_numbers
+    if getattr(assign, "by_file_name", False):
+        return
+
+    def renumbered(self, env) -> list[str]:
+        rewritten = assign(self, env)
+        for docname, numbers in env.toc_secnumbers.items():
+            match = re.match(r"(\d+)-", docname.rpartition("/")[2])
+            if not match or not any(numbers.values()):
+                continue
+            own = int(match.group(1))
+            env.toc_secnumbers[docname] = {anchor: (own, *number[1:]) for anchor, number in numbers.items() if number}
+            titled = [env.titles[docname], *env.tocs[docname].findall(nodes.reference)]
+            for node in titled:
+                if node.get("secnumber"):
+                    node["secnumber"] = (own, *node["secnumber"][1:])
+        return rewritten
+
+    renumbered.by_file_name = True
+    TocTreeCollector.assign_section_numbers = renumbered
 
 
 class VerifiedEquations(SphinxDirective):
@@ -248,5 +275,6 @@ def setup(app: Sphinx) -> dict:
     app.add_transform(Widgets)
     app.add_directive("verified-equations", VerifiedEquations)
     app.connect("html-page-context", add_widget_script)
+    app.connect("builder-inited", number_by_file_name)
     app.connect("build-finished", finish, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
