@@ -10,7 +10,7 @@ export URL
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment book test check selftest resolve look url clean distclean
+.PHONY: help environment book test check selftest mutants resolve look url clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ check: environment  ## lint and formatting only
 
 selftest: environment  ## plant faults and see that the tests find them (slow)
 	@$(VENV_PYTHON) tools/selftest.py
+
+mutants: environment  ## plant bugs in lvmlib, one at a time, and see that a test fails on each
+	@$(VENV_PYTHON) tools/mutants.py
 
 resolve: environment  ## see that requirements.txt resolves for every supported Python (needs the network)
 	@$(VENV_PYTHON) tools/resolve.py

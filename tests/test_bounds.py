@@ -501,7 +501,9 @@ def test_bound_calls_the_encoder_once(bound, line, data):
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda f: f.__name__)
 def test_a_gradient_in_a_discrete_q_is_refused_by_name_of_what_works(bound, discrete, data):
     model, encoder = discrete
-    with pytest.raises(ValueError, match=rf"encoder \(or proposal\): no gradient .* {encoder.law.__name__}.*{FOR_ANY_LAW}"):
+    with pytest.raises(
+        ValueError, match=rf"encoder \(or proposal\): no gradient .* {encoder.law.__name__}.*{FOR_ANY_LAW}"
+    ):
         bound(model, data(model), encoder.requires_grad_(), 2)
 
 

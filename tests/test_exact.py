@@ -22,6 +22,7 @@ from lvmlib import (
     exact_posterior,
     mlp,
 )
+from lvmlib.quadrature import check_resolved, functionals
 from tests import oracles
 from tests.conftest import X_DIM, numbers
 from tests.test_models import DOUBLE, close, draws, layers
@@ -277,6 +278,37 @@ def test_quadrature_converges_faster_than_any_power(data):
     assert errors[0] > 0.1 and errors[1] < errors[0] / 1e3 and errors[2] < errors[1] / 1e6
 
 
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_chunks_of_nodes_do_not_change_the_integral(gaussian_latent, data, monkeypatch, size):
+    x = data(gaussian_latent)
+    expected = exact_log_marginal(gaussian_latent, x).detach()
+    monkeypatch.setattr(exact, "CHUNK_NUMBERS", 16 * size)  # `size` nodes at a time
+    close(exact_log_marginal(gaussian_latent, x), expected)
+
+
+def test_chunks_of_nodes_do_not_change_the_gradient_of_the_integral(gaussian_latent, data, monkeypatch):
+    x, parameters = data(gaussian_latent), list(gaussian_latent.parameters())
+    expected = torch.autograd.grad(exact_log_marginal(gaussian_latent, x).sum(), parameters)
+    monkeypatch.setattr(exact, "CHUNK_NUMBERS", 16 * 7)
+    chunked = torch.autograd.grad(exact_log_marginal(gaussian_latent, x).sum(), parameters)
+    for actual, wanted in zip(chunked, expected, strict=True):
+        close(actual, wanted)
+
+
+def test_nodes_are_really_taken_in_chunks(gaussian_latent, data, monkeypatch):
+    x, sizes = data(gaussian_latent), []
+    log_joint = type(gaussian_latent).log_joint
+
+    def spy(self, x, z):
+        sizes.append(len(z))
+        return log_joint(self, x, z)
+
+    monkeypatch.setattr(type(gaussian_latent), "log_joint", spy)
+    monkeypatch.setattr(exact, "CHUNK_NUMBERS", 16 * 7)
+    exact_log_marginal(gaussian_latent, x)
+    assert sizes == [7] * 11 + [4]
+
+
 @pytest.mark.parametrize("z_dim", [1, 2])
 def test_nodes_of_a_grid_carry_volume_that_integrates_the_prior_to_1(z_dim):
     grid = Grid()
@@ -331,6 +363,17 @@ def test_two_peaks_that_cancel_at_one_frequency_are_refused(noise):
     x = torch.zeros(1, 1, dtype=DOUBLE)
     with pytest.raises(QuadratureError):
         exact_log_marginal(model, x, grid=grid)
+
+
+def test_two_peaks_that_the_coarse_grid_and_the_first_frequency_miss_are_refused():
+    # two narrow peaks, each halfway between two nodes: the coarse grid holds half of the mass, four nodes are a period
+    grid, shares = Grid(), torch.zeros(81, 1, dtype=DOUBLE)
+    shares[40:44] = 0.25
+    sums = functionals(grid, 1) @ shares
+    _, coarse, edge, cosine, sine, *_ = sums[:, 0].tolist()
+    assert (coarse, edge) == (1.0, 0.0) and math.hypot(cosine, sine) < 1e-14
+    with pytest.raises(QuadratureError, match="leave an error of"):
+        check_resolved(sums, grid)
 
 
 class Shifted(torch.nn.Module):

@@ -19,6 +19,7 @@ from lvmlib import (
     GaussianMixture,
     Grid,
     LinearGaussian,
+    QuadratureError,
     exact_elbo,
     exact_log_marginal,
     exact_posterior,
@@ -156,6 +157,19 @@ def test_exact_elbo_of_a_gaussian_decoder_is_a_fine_trapezoid_sum(kind, data):
 def test_exact_elbo_has_converged_in_the_number_of_nodes(neural, data):
     x, (q, _) = data(neural), gaussian("full", 5, neural.z_dim)
     close(exact_elbo(neural, x, q), exact_elbo(neural, x, q, num_nodes=100).detach(), rtol=0, atol=1e-6)
+
+
+def test_nodes_that_do_not_resolve_the_decoder_are_refused(data):
+    model = GaussianLatentModel(1, GaussianDecoder(mlp(1, [5], X_DIM), 0.05)).double()
+    x, (q, _) = data(model), gaussian("diagonal", 5, 1, spread=3.0)
+    with pytest.raises(QuadratureError, match="num_nodes: 7 nodes per axis leave an error of .* allowed is 0.01"):
+        exact_elbo(model, x, q, num_nodes=7)
+
+
+def test_an_infinite_tolerance_lets_any_number_of_nodes_pass(data):
+    model = GaussianLatentModel(1, GaussianDecoder(mlp(1, [5], X_DIM), 0.05)).double()
+    x, (q, _) = data(model), gaussian("diagonal", 5, 1, spread=3.0)
+    assert exact_elbo(model, x, q, num_nodes=7, tolerance=math.inf).isfinite().all()
 
 
 def test_two_nodes_are_exact_for_a_linear_gaussian(linear_gaussian, data):

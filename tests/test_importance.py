@@ -317,6 +317,7 @@ def test_estimate_from_one_sample_is_log_w_bitwise(linear_gaussian, data, replay
 
 
 @pytest.mark.parametrize("num_samples", [1, 7])
+@torch.no_grad()
 def test_estimate_at_the_posterior_is_exact(mixture, data, num_samples):
     x = data(mixture)
     close(
@@ -366,6 +367,7 @@ def test_chunks_are_drawn_independently(linear_gaussian, data, monkeypatch):
     assert len(drawn) == 4 and len(torch.cat(drawn).reshape(-1, 2).unique(dim=0)) == 35
 
 
+@torch.no_grad()
 def test_estimate_of_10_to_the_5_samples_is_close_and_of_the_right_sign(bernoulli_mixture, data):
     # weights lie in [0, exp(max log_w)]; Hoeffding: |mean - p| > t has probability < 2 exp(-2 K t² / max²) < 1e-9
     x = data(bernoulli_mixture, 1)
@@ -382,6 +384,7 @@ def test_estimate_keeps_the_dtype(linear_gaussian, data, dtype):
     assert log_marginal_estimate(model, data(model), wide, 3).dtype == dtype
 
 
+@torch.no_grad()
 def test_estimate_is_the_same_in_training_and_evaluation_mode(model, data):
     x, values = data(model), []
     for mode in (True, False):

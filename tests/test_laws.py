@@ -85,6 +85,28 @@ def test_bernoulli_gradient_agrees_with_finite_differences():
     assert torch.autograd.gradcheck(lambda logits: BernoulliVector(logits).log_prob(x), logits)
 
 
+def test_bernoulli_log_probs_are_those_of_each_pixel_being_on_and_off():
+    law = bernoulli(5)
+    expected = [
+        [[oracles.bernoulli_log_mass([x], [logit]) for x in (1.0, 0.0)] for logit in row]
+        for row in law.base_dist.logits.tolist()
+    ]
+    torch.testing.assert_close(law.log_probs().tolist(), expected, rtol=1e-13, atol=0)
+
+
+def test_bernoulli_entropy_is_the_sum_over_all_images():
+    law, x = bernoulli(), torch.tensor(oracles.bits(3), dtype=torch.float64)
+    log_p = law.log_prob(x)
+    torch.testing.assert_close(law.entropy(), -(log_p.exp() * log_p).sum(), rtol=1e-13, atol=0)
+
+
+def test_bernoulli_entropy_of_a_certain_bit_is_0_and_so_is_its_gradient():
+    logits = torch.tensor([math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
+    value = BernoulliVector(logits).entropy()
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == 0 and (gradient == 0).all()
+
+
 def test_bernoulli_samples_follow_certain_logits():
     bits = (numbers(5, 3) > 0).double()
     assert torch.equal(BernoulliVector(1e6 * (2 * bits - 1)).sample((4,)), bits.expand(4, 5, 3))
