@@ -70,7 +70,8 @@ class LatentVariableModel(nn.Module):
         """
         self.check_z(z)
         if z.shape[1] not in (1, len(x)):
-            raise ValueError(f"z must pair with x: axis 1 of z must be 1 or {len(x)}, got shape {tuple(z.shape)}")
+            allowed = "1" if len(x) == 1 else f"1 or {len(x)}"
+            raise ValueError(f"z must pair with x: axis 1 of z must be {allowed}, got shape {tuple(z.shape)}")
         law = self.likelihood(z)
         check_data(x, law)
         return law.log_prob(x)

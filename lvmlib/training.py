@@ -297,7 +297,7 @@ def fit_proposal(
     try:
         for step in range(num_steps):
             values = _objective_values(objective, model, proposal, x)
-            history.append(values.detach())
+            history.append(values.detach().clone())  # an objective may return a view of a parameter
             gradients = torch.autograd.grad(-values.sum(), parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -306,7 +306,7 @@ def fit_proposal(
             stepper.step()
             rate.step()
         with torch.no_grad():
-            history.append(_objective_values(objective, model, proposal, x))
+            history.append(_objective_values(objective, model, proposal, x).clone())
     except Exception:
         _put(parameters, good)
         raise

@@ -354,7 +354,7 @@ class TwoPeaks(torch.nn.Module):
 
 
 @pytest.mark.parametrize("noise", [0.15, 0.25, 0.4])
-def test_two_peaks_that_cancel_at_one_frequency_are_refused(noise):
+def test_two_peaks_halfway_between_nodes_are_refused(noise):
     spacing = 2 * 6.0 / 80
     grid = Grid()
     shift = spacing / 2  # both peaks halfway between nodes

@@ -399,7 +399,7 @@ def test_z_for_another_number_of_data_points_is_refused(model, data, num_points)
 
 @pytest.mark.parametrize("num_points", [2, 4])
 def test_z_of_several_data_points_is_refused_for_a_single_one(model, data, num_points):
-    with pytest.raises(ValueError, match=rf"z must pair with x: axis 1 of z must be 1 .*, got shape \(3, {num_points}"):
+    with pytest.raises(ValueError, match=rf"z must pair with x: axis 1 of z must be 1, got shape \(3, {num_points}"):
         model.log_likelihood(data(model, 1), draws(model, 3, num_points))
 
 

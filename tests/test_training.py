@@ -9,7 +9,9 @@ from nbclient import NotebookClient
 from torch import nn
 
 from lvmlib import (
+    BernoulliDecoder,
     BernoulliMixture,
+    BinaryLatentModel,
     DiagonalGaussian,
     FreeBernoulli,
     FreeGaussian,
@@ -25,6 +27,7 @@ from lvmlib import (
     exact_posterior,
     fit,
     fit_proposal,
+    mlp,
 )
 from lvmlib.datasets import three_gaussians
 
@@ -424,3 +427,11 @@ def test_em_leaves_the_state_before_a_step_that_collapses_onto_one_point():
 def test_em_refuses_a_bad_pseudo_count(pseudo_count):
     with pytest.raises(ValueError, match="pseudo_count must be finite and >= 0"):
         em(bernoulli_mixture(), torch.ones(3, 6, dtype=F64), 1, pseudo_count=pseudo_count)
+
+
+def test_history_of_free_proposals_is_not_changed_by_later_steps():
+    free = FreeBernoulli(2, 1)
+    model = BinaryLatentModel(1, BernoulliDecoder(mlp(1, [], 3)))
+    view = lambda model, proposal, x: proposal(x).base_dist.logits[:, 0]  # noqa: E731
+    history = fit_proposal(model, free, torch.ones(2, 3), view, num_steps=4)
+    assert (history.diff(dim=0) > 0).all()
