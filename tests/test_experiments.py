@@ -28,8 +28,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_rows_stand_on_one_line_and_texts_stay_as_they_are(tmp_path):
+    content = {"a": [[1.5, -2e-30], []], "b": {"c": [], "d": [0.1]}, "text": 'two  blanks, [ 1,\n 2 ] and "quotes"'}
+    write_result(tmp_path / "a.json", content, rows=True)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == content
+    assert "  [1.5, -2e-30]," in text.splitlines() and '  "d": [0.1]' in text.splitlines()
+
+
 def test_an_unknown_result_is_refused_with_the_names_that_exist():
-    with pytest.raises(ResultError, match=r"name must be one of \['closing_table', 'tighter_bounds'\], got 'table'"):
+    known = r"\['closing_table', 'reference_cases', 'tighter_bounds'\]"
+    with pytest.raises(ResultError, match=rf"name must be one of {known}, got 'table'"):
         read_result("table")
 
 

@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import os
 import platform
+import re
 import tempfile
 from pathlib import Path
 
@@ -31,18 +32,24 @@ def provenance(command: str) -> dict[str, str]:
     }
 
 
-def write_result(path: Path, content: dict) -> None:
+def write_result(path: Path, content: dict, rows: bool = False) -> None:
     """Write a result file as a whole or not at all.
+
+    Args:
+        path: the file.
+        content: what it shall hold, with the items of `provenance`.
+        rows: whether a list without lists in it stands on one line; otherwise each number has a line.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    path = Path(path)
+    path, text = Path(path), json.dumps(content, indent=1)
+    if rows:
+        text = re.sub(r'\[\n\s*([^\[\]{}"]*?)\s*\n\s*\]', lambda match: f"[{' '.join(match[1].split())}]", text)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+            file.write(text + "\n")
         os.chmod(part, 0o644)  # mkstemp made it readable for its owner only
         os.replace(part, path)
     except BaseException:
