@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,32 +38,40 @@ TEST_GRID = Grid(num_nodes=1001, radius=5.0)  # its error is checked
 NUM_SAMPLES = 5000  # of the estimate, where z has more dimensions than a grid can have
 
 
+class Trained(NamedTuple):
+    """A trained model, its log p(x) as a function of images, and the epoch or EM step whose state was kept."""
+
+    model: nn.Module
+    log_p: Callable[[Tensor], Tensor]
+    kept_epoch: int
+
+
 def data() -> tuple[Tensor, Tensor, Tensor]:
     """Return training, validation and test images, each of shape ``(N, 64)``."""
     images = digits("train").x
     return images[:-NUM_VALIDATION], images[-NUM_VALIDATION:], digits("test").x
 
 
-def mixture() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def mixture() -> Trained:
     """Fit a mixture by EM, and keep the step that is best on the validation images."""
     train, validation, _ = data()
     model = BernoulliMixture(torch.full((130,), 1 / 130), 0.25 + 0.5 * torch.rand(130, 64))
-    best, state = -float("inf"), None
-    for _ in range(60):
+    best, kept, state = -float("inf"), 0, None
+    for step in range(1, 61):
         em(model, train, num_steps=1, pseudo_count=1.0)
         value = exact_log_marginal(model, validation).mean().item()
         if value > best:
-            best, state = value, {name: value.clone() for name, value in model.state_dict().items()}
+            best, kept, state = value, step, {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(state)
-    return model, functools.partial(exact_log_marginal, model)
+    return Trained(model, functools.partial(exact_log_marginal, model), kept)
 
 
-def autoregressive() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def autoregressive() -> Trained:
     """Train the autoregressive model of chapter 1."""
     train, validation, _ = data()
     model = AutoregressiveModel(x_dim=64, hidden_dim=128)
-    fit(model, lambda model, encoder, x: model.log_prob(x), train, validation=validation, **OPTIONS)
-    return model, model.log_prob
+    history = fit(model, lambda model, encoder, x: model.log_prob(x), train, validation=validation, **OPTIONS)
+    return Trained(model, model.log_prob, history["best_epoch"].item())
 
 
 def decoder(z_dim: int) -> GaussianLatentModel:
@@ -70,28 +79,31 @@ def decoder(z_dim: int) -> GaussianLatentModel:
     return GaussianLatentModel(z_dim, BernoulliDecoder(mlp(z_dim, [36, 82] if z_dim == 2 else [36, 79], 64)))
 
 
-def exactly_trained() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def exactly_trained() -> Trained:
     """Train the decoder with z in the plane on its exact log-likelihood, by quadrature."""
     train, validation, _ = data()
     model = decoder(2)
     objective = lambda model, encoder, x: exact_log_marginal(model, x, grid=TRAINING_GRID)  # noqa: E731
-    fit(model, objective, train, validation=validation, **OPTIONS)
-    return model, functools.partial(exact_log_marginal, model, grid=TEST_GRID)
+    history = fit(model, objective, train, validation=validation, **OPTIONS)
+    log_p = functools.partial(exact_log_marginal, model, grid=TEST_GRID)
+    return Trained(model, log_p, history["best_epoch"].item())
 
 
-def vae(z_dim: int, kept_by_bound: bool = False) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def vae(z_dim: int, kept_by_bound: bool = False) -> Trained:
     """Train the same decoder together with an encoder on the variational lower bound."""
     train, validation, _ = data()
     model, encoder = decoder(z_dim), GaussianEncoder(mlp(64, [128], 2 * z_dim))
     objective = lambda model, encoder, x: elbo_analytic_kl(model, x, encoder)  # noqa: E731
     criterion = None if kept_by_bound else lambda model, encoder, x: iwae_bound(model, x, encoder, 100)
-    fit(model, objective, train, encoder=encoder, validation=validation, criterion=criterion, **OPTIONS)
+    history = fit(model, objective, train, encoder=encoder, validation=validation, criterion=criterion, **OPTIONS)
     if z_dim == 2:
-        return model, functools.partial(exact_log_marginal, model, grid=TEST_GRID)
-    return model, lambda x: log_marginal_estimate(model, x, encoder, NUM_SAMPLES)
+        log_p = functools.partial(exact_log_marginal, model, grid=TEST_GRID)
+    else:
+        log_p = lambda x: log_marginal_estimate(model, x, encoder, NUM_SAMPLES)  # noqa: E731
+    return Trained(model, log_p, history["best_epoch"].item())
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor]]]] = {
+MODELS: dict[str, Callable[[], Trained]] = {
     "mixture": mixture,
     "autoregressive": autoregressive,
     "decoder, z in 2-D, exact": exactly_trained,
@@ -111,7 +123,7 @@ def run(name: str, seed: int) -> dict[str, float]:
     Returns:
         ``nats`` per test image, exact or, with z in 8-D, an estimate that is a little too low on average; its
         ``standard_error`` over the images; ``seconds`` of CPU time to draw 1,000 images; ``train_seconds``;
-        ``parameters`` of p.
+        ``kept_epoch``, the epoch or EM step that was best on the validation images; ``parameters`` of p.
 
     Raises:
         ValueError: there is no such model.
@@ -121,7 +133,7 @@ def run(name: str, seed: int) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         start = time.process_time()
-        model, log_p = MODELS[name]()
+        model, log_p, kept_epoch = MODELS[name]()
         trained = time.process_time() - start
         model.requires_grad_(False)
         with torch.no_grad():
@@ -131,6 +143,7 @@ def run(name: str, seed: int) -> dict[str, float]:
             "standard_error": (values.std() / len(values) ** 0.5).item(),
             "seconds": seconds_per_thousand(model),
             "train_seconds": round(trained, 1),
+            "kept_epoch": kept_epoch,
             "parameters": getattr(model, "num_parameters", sum(p.numel() for p in model.parameters())),
         }
 
