@@ -1,6 +1,7 @@
 """The bundled digits and the toy sets: what they hold, and what happens to a damaged file."""
 
 import importlib.resources
+import math
 import pathlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import lvmlib.datasets as datasets
-from lvmlib.datasets import DataIntegrityError, bars, binarize, digits, ring, three_gaussians
+from lvmlib.datasets import DataIntegrityError, bars, binarize, digits, dynamic, ring, three_gaussians
 
 FILE = importlib.resources.files("lvmlib") / "data" / "digits.npz"
 
@@ -56,6 +57,9 @@ def test_first_training_image_is_the_zero_it_is_labelled_as():
         (lambda: binarize(torch.tensor([torch.nan])), "pixels must be finite, got 1 NaN"),
         (lambda: binarize(torch.tensor([0.5]), threshold=0.0), "threshold must lie in"),
         (lambda: binarize(torch.tensor([3], dtype=torch.uint8)), "binarize: pixels must be Float"),
+        (lambda: dynamic(torch.tensor([0.0, 255.0])), "x must lie in .* got 0 to 255; divide"),
+        (lambda: dynamic(torch.tensor([torch.nan])), "x must be finite, got 1 NaN"),
+        (lambda: dynamic(torch.tensor([3], dtype=torch.uint8)), "dynamic: x must be Float"),
         (lambda: bars(0), "num_data must be at least 1"),
         (lambda: bars(3, size=0), "size must be at least 1"),
         (lambda: ring(3, noise=-1.0), "noise >= 0"),
@@ -116,3 +120,36 @@ def test_ring_without_noise_lies_on_the_circle():
 
 def test_three_gaussians_have_their_weights():
     torch.testing.assert_close(three_gaussians().prior().probs, torch.tensor([1 / 2, 1 / 3, 1 / 6]))
+
+
+def test_dynamic_draws_anew_at_every_call():
+    x = torch.full((3, 50), 0.5)
+    assert not torch.equal(dynamic(x), dynamic(x))
+
+
+def test_dynamic_draws_ones_as_often_as_the_grey_value_says():
+    """Hoeffding's bound for 200,000 pixels each: failure below 1e-9."""
+    grey = torch.tensor([0.1, 0.25, 0.8], dtype=torch.float64)
+    found = dynamic(grey.expand(200_000, 3)).mean(0)
+    assert (found - grey).abs().max() < (math.log(6e9) / 400_000) ** 0.5
+
+
+def test_dynamic_keeps_certain_pixels_dtype_and_argument():
+    x = torch.tensor([[0.0, 0.5, 1.0]], dtype=torch.float64)
+    drawn = dynamic(x)
+    assert drawn.dtype == torch.float64 and set(drawn.unique().tolist()) <= {0.0, 1.0}
+    assert (drawn[0, 0], drawn[0, 2]) == (0, 1)
+    assert x.tolist() == [[0.0, 0.5, 1.0]]
+
+
+def test_dynamic_uses_the_random_state_of_torch():
+    x = torch.full((3, 50), 0.5)
+    torch.manual_seed(3)
+    first = dynamic(x)
+    torch.manual_seed(3)
+    assert torch.equal(dynamic(x), first)
+
+
+def test_dynamic_refuses_pixels_that_are_binary_already():
+    with pytest.raises(ValueError, match="x must be grey, got only 0 and 1"):
+        dynamic(digits("test").x)

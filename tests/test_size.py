@@ -23,12 +23,15 @@ ORDER = (
     "quadrature",
     "exact",
     "importance",
+    "ais",
     "bounds",
     "gradients",
     "training",
+    "downloads",
     "datasets",
     "teaching",
     "experiments",
+    "__main__",
 )
 COUNTED = (
     "weights",
@@ -40,6 +43,7 @@ COUNTED = (
     "quadrature",
     "exact",
     "importance",
+    "ais",
     "bounds",
     "gradients",
     "training",
