@@ -20,7 +20,6 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.errors import ExtensionError
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -133,28 +132,18 @@ def add_widget_script(app: Sphinx, pagename: str, templatename: str, context: di
         app.add_js_file(WIDGET_SCRIPT, loading_method="defer")
 
 
-def number_by_file_name(app: Sphinx) -> None:
-    """Let chapters be numbered by the number in their file's name instead of by their place in the contents."""
-    assign = TocTreeCollector.assign_section_numbers
-    if getattr(assign, "by_file_name", False):
-        return
-
-    def renumbered(self, env) -> list[str]:
-        rewritten = assign(self, env)
-        for docname, numbers in env.toc_secnumbers.items():
-            match = re.match(r"(\d+)-", docname.rpartition("/")[2])
-            if not match or not any(numbers.values()):
-                continue
-            own = int(match.group(1))
-            env.toc_secnumbers[docname] = {anchor: (own, *number[1:]) for anchor, number in numbers.items() if number}
-            titled = [env.titles[docname], *env.tocs[docname].findall(nodes.reference)]
-            for node in titled:
-                if node.get("secnumber"):
-                    node["secnumber"] = (own, *node["secnumber"][1:])
-        return rewritten
-
-    renumbered.by_file_name = True
-    TocTreeCollector.assign_section_numbers = renumbered
+def number_by_file_name(app: Sphinx, env) -> list[str]:
+    """Number chapters by the number in their file's name instead of by their place in the contents."""
+    for docname, numbers in env.toc_secnumbers.items():
+        match = re.match(r"(\d+)-", docname.rpartition("/")[2])
+        if not match or not any(numbers.values()):
+            continue
+        own = int(match.group(1))
+        env.toc_secnumbers[docname] = {anchor: (own, *number[1:]) for anchor, number in numbers.items() if number}
+        for node in (env.titles[docname], *env.tocs[docname].findall(nodes.reference)):
+            if node.get("secnumber"):
+                node["secnumber"] = (own, *node["secnumber"][1:])
+    return []  # no page needs to be read again
 
 
 class VerifiedEquations(SphinxDirective):
@@ -275,6 +264,6 @@ def setup(app: Sphinx) -> dict:
     app.add_transform(Widgets)
     app.add_directive("verified-equations", VerifiedEquations)
     app.connect("html-page-context", add_widget_script)
-    app.connect("builder-inited", number_by_file_name)
+    app.connect("env-get-updated", number_by_file_name, priority=900)  # after all that number by place
     app.connect("build-finished", finish, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
