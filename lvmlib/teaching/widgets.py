@@ -313,9 +313,9 @@ def two_divergences(x: float, scale: float) -> Widget:
     )
     parts = laws(
         shown,
-        {"forward": BLUE, "reverse": ORANGE},
+        {"forward": GREEN, "reverse": ORANGE},
         x=axis,
-        y=alt.Y("height:Q", title="nats per unit of z", axis=alt.Axis(tickCount=4)),
+        y=alt.Y("height:Q", title="nats per unit of z", scale=alt.Scale(domain=[-1, 5])),
         height=110,
     )
     return stacked(words, curves, parts, params=[m, s])
