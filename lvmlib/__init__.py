@@ -1,5 +1,6 @@
 """Small, tested library of the lecture notes on latent variable models: everything is a function of log w."""
 
+from lvmlib.ais import annealed_log_weights
 from lvmlib.autoregressive import AutoregressiveModel
 from lvmlib.bounds import elbo, elbo_analytic_entropy, elbo_analytic_kl, iwae_bound, kl_to_prior
 from lvmlib.exact import (
@@ -76,6 +77,7 @@ __all__ = [
     "LinearGaussian",
     "NonFiniteError",
     "QuadratureError",
+    "annealed_log_weights",
     "detached",
     "doubly_reparameterized",
     "draw",

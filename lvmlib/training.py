@@ -105,7 +105,7 @@ def fit(
     check_count("batch_size", batch_size)
     check_positive("learning_rate", learning_rate)
     _check_data(x, batch_size, encoder, validation, patience)
-    named = _trained(model, encoder)
+    named = trained_parameters(model, encoder)
     parameters = list(named.values())
     stepper = optimizer(parameters, lr=learning_rate)
     num_steps = num_epochs * math.ceil(len(x) / batch_size)
@@ -126,7 +126,7 @@ def fit(
                 values = _objective_values(objective, model, encoder, x[index])
                 stepper.zero_grad()
                 (-values.mean()).backward()
-                _check_step(values, named, index, f"epoch {epoch}", lambda bad: _terms(model, encoder, x[bad]))
+                check_step(values, named, index, f"epoch {epoch}", lambda bad: broken_terms(model, encoder, x[bad]))
                 _put(good, parameters)
                 stepper.step()
                 rate.step()
@@ -165,7 +165,7 @@ def _check_data(
             raise ValueError(f"patience needs validation data to judge an improvement by, got patience={patience} only")
 
 
-def _trained(model: nn.Module, encoder: nn.Module | None) -> dict[str, Tensor]:
+def trained_parameters(model: nn.Module, encoder: nn.Module | None) -> dict[str, Tensor]:
     """Return the parameters that training may change, by their full names."""
     modules = {"model": model} | ({} if encoder is None else {"encoder": encoder})
     return {
@@ -231,7 +231,7 @@ def _mean_objective(
 
 
 @torch.no_grad()
-def _terms(model: nn.Module, encoder: nn.Module | None, x: Tensor) -> str:
+def broken_terms(model: nn.Module, encoder: nn.Module | None, x: Tensor) -> str:
     """Say which parts of log w are not finite at x, as far as a fresh draw of z shows it."""
     if not isinstance(model, LatentVariableModel):
         return ""
@@ -301,7 +301,9 @@ def fit_proposal(
             gradients = torch.autograd.grad(-values.sum(), parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            _check_step(values, named, torch.arange(len(x)), f"step {step}", lambda bad: _terms(model, proposal, x))
+            check_step(
+                values, named, torch.arange(len(x)), f"step {step}", lambda bad: broken_terms(model, proposal, x)
+            )
             _put(good, parameters)
             stepper.step()
             rate.step()
@@ -320,9 +322,18 @@ def _objective_values(objective: Objective, model: nn.Module, encoder: nn.Module
     return values
 
 
-def _check_step(
+def check_step(
     values: Tensor, named: dict[str, Tensor], index: Tensor, when: str, terms: Callable[[Tensor], str]
 ) -> None:
+    """Refuse an objective or a gradient that is not finite (`NonFiniteError`).
+
+    Args:
+        values: of the objective, shape ``(B,)``.
+        named: the parameters, with their gradients.
+        index: which data points these are, shape ``(B,)``.
+        when: names the step.
+        terms: says more about the data points where the objective is not finite.
+    """
     bad = index[~torch.isfinite(values)]
     if len(bad):
         raise NonFiniteError(f"objective is NaN or infinite in {when}, at data points {bad[:5].tolist()}{terms(bad)}")
