@@ -10,7 +10,7 @@ export URL
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment book test check selftest mutants resolve look url clean distclean
+.PHONY: help environment book test check selftest mutants resolve look table url clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ resolve: environment  ## see that requirements.txt resolves for every supported 
 
 look: environment  ## keep screenshots of the built pages, light, dark and phone (needs Chromium)
 	@$(VENV_PYTHON) tools/look.py
+
+table: environment  ## train, evaluate and compare the runs of the MNIST table: many hours, and goes on where it stopped; SHORT=1: a minute on digits
+	@$(VENV_PYTHON) -m lvmlib table $(if $(SHORT),runs/short --short --resume,runs/mnist --full --resume --force --output lvmlib/data/mnist_table.json --keep lvmlib/data)
 
 url: environment  ## change the repository's address everywhere: make url URL=https://github.com/OWNER/NAME
 	@$(VENV_PYTHON) tools/set_url.py "$$URL"

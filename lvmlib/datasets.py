@@ -54,11 +54,23 @@ FIXED = Archive(
 )
 
 
+SAMPLE_SHA256 = "53674754f5d39be841ef144d26729899ec1fce0df2c1dc4f0ebd92436571b6a3"
+
+
 class Digits(NamedTuple):
     """Images `x` of shape ``(N, D)``, row by row, and their `labels` of shape ``(N,)``, None where there are none."""
 
     x: Tensor
     labels: Tensor | None
+
+
+class Sample(NamedTuple):
+    """Test images: binary `x` and `grey` of shape ``(N, D)``, `labels` and their `rows` in the test set, ``(N,)``."""
+
+    x: Tensor
+    grey: Tensor
+    labels: Tensor
+    rows: Tensor
 
 
 def three_gaussians() -> GaussianMixture:
@@ -205,7 +217,9 @@ def digits(split: str, *, pixels: str = "binary") -> Digits:
     """
     _check_choice("split", split, ("train", "test"))
     _check_choice("pixels", pixels, ("binary", "grey"))
-    images, labels, test = _load_digits(importlib.resources.files("lvmlib") / "data" / "digits.npz")
+    images, labels, test = _load_bundled(
+        importlib.resources.files("lvmlib") / "data" / "digits.npz", ("images", "labels", "test"), DIGITS_SHA256
+    )
     chosen = test if split == "test" else ~test
     x = torch.from_numpy(images[chosen]).float() / 16
     return Digits(binarize(x) if pixels == "binary" else x, torch.from_numpy(labels[chosen]).long())
@@ -281,6 +295,29 @@ def mnist(split: str, *, pixels: str, num_validation: int = 0) -> Digits:
     return Digits(x / 255 if pixels == "grey" else x, torch.from_numpy(labels).long())
 
 
+def mnist_sample() -> Sample:
+    """Return 500 of MNIST's 10,000 test images, which come with the library, spread evenly over them.
+
+    `x` is their static binarization, `grey` what it was drawn from; both as `mnist` returns them.
+
+    Raises:
+        DataIntegrityError: the file in the package is missing or damaged.
+
+    Reference:
+        LeCun, Bottou, Bengio and Haffner (1998); copyright Y. LeCun and C. Cortes, licence CC BY-SA 3.0.
+
+    >>> sample = mnist_sample()
+    >>> sample.x.shape, sample.rows[:3].tolist(), sample.labels[:3].tolist()
+    (torch.Size([500, 784]), [0, 20, 40], [7, 9, 1])
+    """
+    path = importlib.resources.files("lvmlib") / "data" / "mnist_sample.npz"
+    grey, static, labels, rows = _load_bundled(path, ("grey", "static", "labels", "rows"), SAMPLE_SHA256)
+    x = torch.from_numpy(np.unpackbits(static, axis=1)).float()
+    return Sample(
+        x, torch.from_numpy(grey).float() / 255, *(torch.from_numpy(array).long() for array in (labels, rows))
+    )
+
+
 def _static(images: np.ndarray, source: str) -> np.ndarray:
     """Return 1 where a number drawn from 0 … 254 is below the grey value g, so with probability g / 255 exactly."""
     # NumPy promises the numbers of RandomState for ever; torch promises none between its versions.
@@ -300,14 +337,14 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
-def _load_digits(path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    names = ("images", "labels", "test")
+def _load_bundled(path, names: tuple[str, ...], sha256: str) -> tuple[np.ndarray, ...]:
+    """Return the arrays of a file in the package."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = tuple(archive[name] for name in names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
         raise DataIntegrityError(f"{path}: not a readable archive of {names} ({error}); reinstall lvmlib") from error
     found = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-    if found != DIGITS_SHA256:
-        raise DataIntegrityError(f"{path}: expected SHA-256 {DIGITS_SHA256}, got {found}; reinstall lvmlib")
+    if found != sha256:
+        raise DataIntegrityError(f"{path}: expected SHA-256 {sha256}, got {found}; reinstall lvmlib")
     return arrays

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from lvmlib import datasets
-from lvmlib.experiments import checkpoints, cli, runs
+from lvmlib.experiments import checkpoints, cli, runs, settings
 
 SETTINGS = ["--data", "tiny", "--objective", "dreg", "--num-samples", "2", "--epochs", "3", "--batch-size", "7"]
 SETTINGS += ["--hidden-dims", "6", "--z-dim", "2", "--validate-every", "2", "--seed", "5"]
@@ -29,7 +29,7 @@ STEPS = 12  # of the run: 23 images in batches of 7, 3 epochs
 
 GREY = datasets.digits("train", pixels="grey").x
 IMAGES = {"train": GREY[:23], "validation": (GREY[23:28] > 0.5).float(), "test": (GREY[28:36] > 0.5).float()}
-TINY = runs.Source(lambda split, num_validation: IMAGES[split], 64, True, {"num_validation": 5})
+TINY = settings.Source(lambda split, num_validation: IMAGES[split], 64, True, {"num_validation": 5})
 
 
 class Clock:

@@ -1,11 +1,12 @@
 """The command line: what it refuses, what it writes, and the table."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
-from lvmlib.experiments import checkpoints, cli, runs, tables
+from lvmlib.experiments import checkpoints, cli, runs, settings, tables
 from tests.kills import SETTINGS, TINY
 
 TRAIN = [*SETTINGS, "--quiet"]
@@ -217,18 +218,25 @@ def test_an_interrupted_evaluation_has_status_130_and_leaves_no_file(capsys, tmp
 # the table
 
 
-def made(objective, num_samples, seed, per_image, data="mnist", test="t", sizes=(50, [200, 200])):
+def made(objective, num_samples, seed, per_image, data="mnist", test="t", sizes=(50, [200, 200]), start=None):
     """Return the two results of a run, as far as a table reads them."""
     settings = {"data": data, "objective": objective, "num_samples": num_samples, "seed": seed, "z_dim": sizes[0]}
+    settings |= {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 20, "start": start}
     mean = sum(per_image) / len(per_image)
     run = {"settings": settings | {"hidden_dims": sizes[1]}, "seconds": 90.0, "history": {"epoch": [1.0, 2.0]}}
+    run["averaged_sha256"] = f"{objective} {num_samples}"
     evaluation = {"data_sha256": test, "num_samples": 5000, "per_image": per_image, "log_likelihood": [mean, 0.2]}
-    return run, evaluation | {"elbo": [mean - 1, 0.2], "active_units": 19}
+    return run, evaluation | {
+        "elbo": [mean - 1, 0.2],
+        "active_units": 19,
+        "effective_samples": [9.0, 1.0],
+        "seconds": 1.0,
+    }
 
 
 def test_a_row_compares_with_the_first_run_image_by_image_and_with_the_published_number():
     found = {
-        "b": made("iwae", 5, 0, [-84.0, -90.0, -88.0]),
+        "b": made("iwae", 5, 0, [-84.0, -90.0, -88.0], start="elbo 1"),
         "a": made("elbo", 1, 0, [-86.0, -91.0, -87.0]),
         "c": made("dreg", 5, 0, [-84.0, -90.0, -88.0], test="other"),
     }
@@ -236,10 +244,12 @@ def test_a_row_compares_with_the_first_run_image_by_image_and_with_the_published
     assert list(rows) == ["a", "b", "c"]
     assert rows["a"]["to_the_first"] is None and rows["c"]["to_the_first"] is None
     assert rows["b"]["to_the_first"] == [0.6667, round((7 / 3) ** 0.5 / 3**0.5, 4)]  # of 2, 1 and −1
+    assert rows["b"]["starts_from"] == "a" and rows["a"]["starts_from"] is None
+    assert (rows["a"]["epochs"], rows["a"]["seconds"], rows["b"]["epochs"], rows["b"]["seconds"]) == (2, 90, 4, 180)
     lines = tables.markdown(tables.rows(found)).splitlines()
     assert len(lines) == 5 and len(set(map(len, lines))) == 1
     cells = [cell.strip() for cell in lines[3].split("|")]
-    assert cells[1:11] == ["b", "mnist", "iwae", "5", "2", "1.5", "-87.33 ± 0.20", "0.67 ± 0.88", "-88.33", "19"]
+    assert cells[1:11] == ["b", "mnist", "iwae", "5", "4", "0.05", "-87.33 ± 0.20", "0.67 ± 0.88", "-88.33", "19"]
 
 
 def test_a_number_is_published_for_the_same_networks_and_all_test_images_only():
@@ -276,9 +286,11 @@ def test_runs_that_have_no_place_in_the_table_are_named_with_what_to_do(capsys, 
 
 
 def test_the_short_table_trains_and_evaluates_small_runs_and_can_go_on(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "SHORT", (("elbo", 1), ("dreg", 2)))
-    monkeypatch.setattr(tables, "SHORT_EPOCHS", 1)
-    monkeypatch.setattr(tables, "SHORT_EVALUATION", {"num_samples": 5, "num_images": 10, "ais_images": 0})
+    options = {"num_samples": 5, "num_images": 10, "ais_images": 0}
+    pairs = {"elbo-1": ("elbo", 1), "dreg-2": ("dreg", 2)}
+    of = lambda name, k: settings.Settings.of("digits", objective=name, num_samples=k, num_epochs=1)  # noqa: E731
+    recipes = {name: tables.Recipe(of(*pair), None, options) for name, pair in pairs.items()}
+    monkeypatch.setattr(tables, "SHORT", recipes)
     status, out, err = call(capsys, "table", tmp_path / "short", "--short")
     assert status == 0 and [line.split()[1] for line in out.splitlines()[2:]] == ["elbo-1", "dreg-2"]
     assert "elbo-1: training" in err and "dreg-2: evaluation" in err
@@ -290,9 +302,50 @@ def test_the_short_table_trains_and_evaluates_small_runs_and_can_go_on(capsys, t
     assert status == 0 and again == out and "elbo-1: training" not in err and "dreg-2: training" in err
 
 
+def test_the_full_table_makes_warm_starts_and_keeps_weights_and_log_p_of_a_sample(capsys, tmp_path, monkeypatch):
+    options = {"num_samples": 5, "ais_images": 0}
+    small = {"num_epochs": 1, "z_dim": 2, "hidden_dims": (3,)}
+    of = lambda objective, k: settings.Settings.of("digits", objective=objective, num_samples=k, **small)  # noqa: E731
+    recipes = {"elbo-1": tables.Recipe(of("elbo", 1), None, options)}
+    recipes |= {"iwae-5": tables.Recipe(of("iwae", 5), "elbo-1", options)}
+    monkeypatch.setattr(tables, "FULL", recipes)
+    monkeypatch.setattr(tables, "SAMPLE", 7)
+    monkeypatch.setattr(tables, "weights_file", lambda data, name: tmp_path / f"{name}.lvm")
+    kept = ["--keep", tmp_path, "--output", tmp_path / "table.json"]
+    status, _, err = call(capsys, "table", tmp_path / "full", "--full", *kept)
+    assert status == 0, err
+    rows = {row["run"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    assert rows["iwae-5"]["starts_from"] == "elbo-1" and rows["iwae-5"]["epochs"] == 2
+    per_image = json.loads((tmp_path / "full" / "iwae-5" / runs.EVALUATION).read_text())["per_image"]
+    assert rows["iwae-5"]["sample_log_p"] == [per_image[number] for number in (0, 60, 120, 180, 239, 299, 359)]
+    assert not list(tmp_path.glob("*.previous.lvm"))
+    model, encoder = tables.pretrained("iwae-5")
+    nets = {"model": model, "encoder": encoder}
+    named = {f"{part}.{name}": value for part, net in nets.items() for name, value in net.named_parameters()}
+    result = json.loads((tmp_path / "full" / "iwae-5" / runs.RESULT).read_text())
+    assert runs.fingerprint(named) == result["averaged_sha256"]
+    assert not any(parameter.requires_grad for parameter in named.values())
+    with pytest.raises(ValueError, match="name must be elbo-1 or iwae-5 or iwae-50, got 'elbo-2'"):
+        tables.pretrained("elbo-2")
+    recipes["elbo-1"] = dataclasses.replace(recipes["elbo-1"], settings=of("elbo", 2))
+    (tmp_path / "full" / "elbo-1" / runs.RESULT).unlink()
+    status, _, err = call(capsys, "table", tmp_path / "full", "--full", "--resume")
+    assert status == 2 and "num_samples is 1 there, not 2" in err
+
+
+def test_the_recipes_of_the_full_table_start_from_runs_before_them_and_use_all_images():
+    names = list(tables.FULL)
+    for name, recipe in tables.FULL.items():
+        assert recipe.start is None or names.index(recipe.start) < names.index(name)
+        assert recipe.settings.num_validation == 0 and recipe.settings.data == "mnist"
+        assert (recipe.settings.z_dim, recipe.settings.hidden_dims) == (50, (200, 200))
+        assert name.startswith(f"{recipe.settings.objective}-{recipe.settings.num_samples}")
+    assert set(tables.KEPT) <= set(names)
+
+
 def test_a_number_that_is_none_is_one_line_and_status_1(capsys, tmp_path, monkeypatch):
     broken = lambda model, encoder, x, num_samples: model.decoder.network[-1].bias.sum() + x[:, 0] / 0  # noqa: E731
-    monkeypatch.setattr(runs, "lean_elbo", broken)
+    monkeypatch.setattr(settings, "lean_elbo", broken)
     status, _, err = call(capsys, "train", tmp_path / "a", *TRAIN, "--objective", "elbo")
     assert status == 1 and err.count("\n") == 1 and "objective is NaN or infinite in step 1 (epoch 1)" in err
     assert checkpoints.load(tmp_path / "a" / runs.CHECKPOINT)["at"]["step"] == 0

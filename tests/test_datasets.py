@@ -89,7 +89,7 @@ def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
 def test_damaged_file_is_refused_with_its_path(damage, tmp_path):
     path = write(tmp_path / "digits.npz", damage(FILE.read_bytes()))
     with pytest.raises(DataIntegrityError, match=r"digits\.npz"):
-        datasets._load_digits(path)
+        datasets._load_bundled(path, ("images", "labels", "test"), datasets.DIGITS_SHA256)
 
 
 def test_other_numbers_in_a_valid_file_are_refused_by_checksum(tmp_path):
@@ -98,12 +98,12 @@ def test_other_numbers_in_a_valid_file_are_refused_by_checksum(tmp_path):
     arrays["images"][0, 0] ^= 1
     np.savez_compressed(tmp_path / "digits.npz", **arrays)
     with pytest.raises(DataIntegrityError, match="expected SHA-256 ab16ec58.*, got .*reinstall lvmlib"):
-        datasets._load_digits(tmp_path / "digits.npz")
+        datasets._load_bundled(tmp_path / "digits.npz", ("images", "labels", "test"), datasets.DIGITS_SHA256)
 
 
 def test_missing_file_is_refused_with_its_path(tmp_path):
     with pytest.raises(DataIntegrityError, match="nowhere"):
-        datasets._load_digits(tmp_path / "nowhere.npz")
+        datasets._load_bundled(tmp_path / "nowhere.npz", ("images", "labels", "test"), datasets.DIGITS_SHA256)
 
 
 def test_bars_are_unions_of_full_rows_and_columns():
@@ -153,3 +153,14 @@ def test_dynamic_uses_the_random_state_of_torch():
 def test_dynamic_refuses_pixels_that_are_binary_already():
     with pytest.raises(ValueError, match="x must be grey, got only 0 and 1"):
         dynamic(digits("test").x)
+
+
+def test_the_sample_of_mnist_has_grey_images_and_a_draw_of_their_pixels():
+    sample = datasets.mnist_sample()
+    assert sample.x.shape == sample.grey.shape == (500, 784) and sample.labels.shape == sample.rows.shape == (500,)
+    assert set(sample.x.unique().tolist()) == {0.0, 1.0} and sample.labels.unique().tolist() == list(range(10))
+    assert sample.rows[0] == 0 and sample.rows[-1] == 9999 and set(sample.rows.diff().tolist()) <= {20, 21}
+    assert (sample.x[sample.grey == 0] == 0).all() and (sample.x[sample.grey == 1] == 1).all()
+    between = (sample.grey > 0) & (sample.grey < 1)
+    error = (sample.x - sample.grey)[between]
+    assert error.mean().abs() < 4 * error.std() / len(error) ** 0.5

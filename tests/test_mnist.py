@@ -259,3 +259,11 @@ def test_the_fixed_test_images_are_the_test_images_of_mnist_sorted_by_digit():
     fixed, grey = mnist("test", pixels="fixed").x, mnist("test", pixels="grey")
     x = grey.x[grey.labels.argsort(stable=True)]
     assert not ((fixed == 1) & (x == 0) | (fixed == 0) & (x == 1)).any()
+
+
+@needs_mnist
+def test_the_bundled_sample_is_what_its_rows_say():
+    sample = datasets.mnist_sample()
+    assert torch.equal(sample.x, mnist("test", pixels="static").x[sample.rows])
+    assert torch.equal(sample.grey, mnist("test", pixels="grey").x[sample.rows])
+    assert torch.equal(sample.labels, mnist("test", pixels="grey").labels[sample.rows])

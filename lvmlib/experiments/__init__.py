@@ -1,1 +1,4 @@
-"""What serves long runs: commands whose results are committed as small files, and the function that reads those."""
+"""What serves long runs: commands whose results are committed as small files, and the functions that read those."""
+
+from lvmlib.experiments.results import read_result as read_result
+from lvmlib.experiments.tables import pretrained as pretrained

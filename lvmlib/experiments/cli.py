@@ -15,15 +15,8 @@ import torch
 from lvmlib.experiments import checkpoints, runs, tables
 from lvmlib.experiments.evaluation import evaluate
 from lvmlib.experiments.results import ResultError, provenance, write_result
-from lvmlib.experiments.runs import (
-    CHECKPOINT,
-    EVALUATION,
-    OBJECTIVES,
-    SOURCES,
-    Settings,
-    SettingsError,
-    Stopped,
-)
+from lvmlib.experiments.runs import CHECKPOINT, EVALUATION, Stopped
+from lvmlib.experiments.settings import OBJECTIVES, OPTIMIZERS, SOURCES, Settings, SettingsError, choice, fingerprint
 from lvmlib.progress import in_notebook
 from lvmlib.training import NonFiniteError
 
@@ -50,7 +43,8 @@ examples:
 examples:
   python -m lvmlib table runs
   python -m lvmlib table runs --output table.json
-  python -m lvmlib table runs/short --short""",
+  python -m lvmlib table runs/short --short
+  python -m lvmlib table runs/mnist --full --resume --output lvmlib/data/mnist_table.json --force --keep lvmlib/data""",
 }
 
 
@@ -132,7 +126,7 @@ def one_of(allowed: Collection[str]) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         try:
-            runs.choice("", text, list(allowed))
+            choice("", text, list(allowed))
         except SettingsError as error:
             raise argparse.ArgumentTypeError(str(error).strip()) from None
         return text
@@ -173,16 +167,17 @@ def _add_train(command: Parser) -> None:
         (what, "num-samples", count(1), "K", "samples per image; default 1"),
         (what, "z-dim", count(1), "N", "dimension of z; default 8 (digits) or 50 (mnist)"),
         (what, "batch-size", count(1), "N", "images per step; default 100 (digits) or 20 (mnist)"),
-        (what, "learning-rate", positive, "RATE", "for 0.4 of the run, then down to a tenth; default 0.001"),
+        (what, "optimizer", one_of(OPTIMIZERS), None, "adam, or muon for the weight matrices; default adam"),
+        (what, "learning-rate", positive, "RATE", "at first, then down to a fiftieth; default 0.001 (muon 0.01)"),
         (what, "seed", count(0), "N", "of torch's generator; default 0"),
         (length, "epochs", count(1), "N", "length of the run; default 300"),
         (length, "time-limit", duration, "TIME", "length of the run, such as 90s, 15m or 8h"),
         (
             what,
             "num-validation",
-            count(1),
+            count(0),
             "N",
-            "training images held out to watch; default 200 (digits) or 400 (mnist)",
+            "training images held out to watch; 0 for none; default 200 (digits) or 400 (mnist)",
         ),
         (what, "validate-every", count(1), "N", "look at them every N epochs; default 5"),
         (what, "init-from", Path, "PATH", "warm start from a checkpoint, or from the run in a folder"),
@@ -217,8 +212,13 @@ def _add_evaluate(command: Parser) -> None:
 def _add_table(command: Parser) -> None:
     command.add_argument("folder", type=Path, help="holds the folders of the runs")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the rows to this JSON file too")
-    command.add_argument("--short", action="store_true", help="first train and evaluate small runs on the digits there")
-    command.add_argument("--resume", action="store_true", help="with --short: go on with runs that are there")
+    made = command.add_mutually_exclusive_group()
+    made.add_argument("--short", action="store_true", help="first train and evaluate small runs on digits: a minute")
+    made.add_argument("--full", action="store_true", help="first train and evaluate the runs on MNIST: many hours")
+    command.add_argument("--resume", action="store_true", help="with --short or --full: go on with what is there")
+    command.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep weights of the full table there, for the library"
+    )
     command.add_argument("--force", action="store_true", help="replace the file if it is there")
 
 
@@ -239,10 +239,11 @@ def train(options: argparse.Namespace, command: str) -> int:
         except Stopped as stopped:
             _say(f"{folder}: {stopped}; go on with: {PROGRAM} train {shlex.quote(str(folder))} --resume")
             return 128 + signals.caught
-    history = result["history"]
+    history, value = result["history"], result["history"]["validation"][-1]
+    validation = "" if value is None else f", validation {value:.2f}"
     print(
-        f"{folder}: {history['epoch'][-1]:g} epochs in {result['seconds']:.0f} s, bound {history['bound'][-1]:.2f}, "
-        f"validation {history['validation'][-1]:.2f} nats per image"
+        f"{folder}: {history['epoch'][-1]:g} epochs in {result['seconds']:.0f} s, bound {history['bound'][-1]:.2f}"
+        f"{validation} nats per image"
     )
     return DONE
 
@@ -252,7 +253,7 @@ def _resume(folder: Path, given: dict, options: argparse.Namespace) -> runs.Run:
     if options.init_from is not None:
         stored = checkpoints.load_or_previous(folder / CHECKPOINT, options.fall_back)[0]["settings"]
         start = runs.start_of(options.init_from, Settings(**stored | {"hidden_dims": tuple(stored["hidden_dims"])}))
-        given = given | {"start": runs.fingerprint(start)}
+        given = given | {"start": fingerprint(start)}
     run = runs.restore(folder, given=given, fall_back=options.fall_back)
     _say(f"{folder}: goes on after step {run.at.step}, {100 * run.share:.1f} % of the run")
     if run.changes:
@@ -287,11 +288,14 @@ def compare(options: argparse.Namespace, command: str) -> int:
     """Print the table of the runs in a folder."""
     if options.output is not None:
         _refuse_existing(options.output, options.force)
-    if options.short:
+    if options.keep is not None and not options.keep.is_dir():
+        raise FileNotFoundError(f"{options.keep}: there is no such folder")
+    if options.short or options.full:
+        recipes = tables.SHORT if options.short else tables.FULL
         with Signals() as signals:
             try:
                 shown = _shown(options) | {"say": _say}
-                tables.make_short_runs(options.folder, resume=options.resume, stop=signals, command=command, **shown)
+                tables.make_runs(recipes, options.folder, resume=options.resume, stop=signals, command=command, **shown)
             except Stopped as stopped:
                 _say(f"{stopped}; go on with --resume")
                 return 128 + signals.caught
@@ -304,6 +308,8 @@ def compare(options: argparse.Namespace, command: str) -> int:
         raise ResultError(f"{options.folder}: holds no run that is finished and evaluated")
     rows = tables.rows(found)
     print(tables.markdown(rows))
+    if options.keep is not None:
+        tables.keep(options.folder, tables.KEPT, options.keep, rows)
     if options.output is not None:
         write_result(options.output, provenance(command) | {"rows": rows}, rows=True)
     return DONE

@@ -9,7 +9,8 @@ from torch import Tensor
 from lvmlib.ais import annealed_log_weights
 from lvmlib.contracts import check_count
 from lvmlib.experiments.results import provenance, write_result
-from lvmlib.experiments.runs import EVALUATION, SOURCES, fingerprint, load_trained, own_random_state
+from lvmlib.experiments.runs import EVALUATION, load_trained, own_random_state
+from lvmlib.experiments.settings import SOURCES, fingerprint
 from lvmlib.importance import draw, score
 from lvmlib.models import GaussianLatentModel, LatentVariableModel
 from lvmlib.progress import bar
@@ -155,7 +156,7 @@ def evaluate(
     began, path = time.monotonic(), Path(path)
     settings, model, encoder, content = load_trained(path, fall_back=fall_back)
     device = model.prior_loc.device
-    x = _spread(SOURCES[settings.data].images("test", settings.num_validation), num_images).to(device)
+    x = spread(SOURCES[settings.data].images("test", settings.num_validation), num_images).to(device)
     with own_random_state(device):
         torch.manual_seed(seed)
         found = by_importance_sampling(model, encoder, x, num_samples, progress=progress)
@@ -173,7 +174,7 @@ def evaluate(
             "z_dim": settings.z_dim,
         }
         if ais_images:
-            chosen = _spread(torch.arange(len(x)), min(ais_images, len(x)))
+            chosen = spread(torch.arange(len(x)), min(ais_images, len(x)))
             log_p = by_annealing(model, x[chosen], ais_chains, ais_steps, progress=progress)
             result["ais"] = {
                 "num_images": len(chosen),
@@ -188,7 +189,7 @@ def evaluate(
     return result
 
 
-def _spread(rows: Tensor, number: int | None) -> Tensor:
+def spread(rows: Tensor, number: int | None) -> Tensor:
     """Return a number of rows, spread evenly: the first images of MNIST's test set are easier than the rest."""
     if number is None:
         return rows

@@ -1,241 +1,50 @@
 """Long trainings of an autoencoder, which can be killed at any moment and go on bit for bit as if they had not been.
 
 A run lives in a folder. What decides its numbers is in `Settings`; where it stands is in a checkpoint. Both are enough
-to go on: the parameters and their averages, Adam's moments, torch's random state now and at the start of the epoch, the
-order of the images and the position in it. The promise holds on one machine with one number of threads.
+to go on: the parameters and their averages, the optimizer's moments, torch's random state now and at the start of the
+epoch, the order of the images and the position in it. The promise holds on one machine with one number of threads.
 """
 
 import contextlib
 import dataclasses
-import difflib
-import functools
-import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lvmlib import datasets
-from lvmlib.bounds import iwae_bound, kl_to_prior
-from lvmlib.contracts import check_count, check_positive
+from lvmlib.bounds import iwae_bound
 from lvmlib.experiments import checkpoints
 from lvmlib.experiments.checkpoints import CheckpointError
 from lvmlib.experiments.results import provenance, write_result
-from lvmlib.gradients import doubly_reparameterized, iwae_pathwise, objective
-from lvmlib.importance import draw
+from lvmlib.experiments.settings import (
+    OBJECTIVES,
+    OPTIMIZERS,
+    SOURCES,
+    Settings,
+    SettingsError,
+    TrustingModel,
+    decay,
+    fingerprint,
+    networks,
+)
 from lvmlib.laws import BernoulliVector
-from lvmlib.models import BernoulliDecoder, GaussianLatentModel, check_data, mlp
+from lvmlib.models import GaussianLatentModel, check_data
 from lvmlib.progress import bar
 from lvmlib.proposals import GaussianEncoder
-from lvmlib.training import ADAM, NonFiniteError, Objective, broken_terms, check_step, trained_parameters
+from lvmlib.training import NonFiniteError, broken_terms, check_step, trained_parameters
 
 CHECKPOINT, RESULT, EVALUATION = "checkpoint.lvm", "run.json", "evaluation.json"
-CONSTANT_SHARE = 0.4  # of the run, at the full learning rate; then it falls exponentially to a tenth
 AVERAGE_EVERY = 10  # steps
 AVERAGE_EPOCHS = 16  # longest memory of the averages
 VALIDATION_SAMPLES = 50
 ROWS = 5000  # z's per pass of the decoder where nothing is trained
 
 
-class SettingsError(ValueError):
-    """A setting has a value that is not allowed, or another one than the run that shall go on."""
-
-
 class Stopped(Exception):
     """A run was asked to stop, and has saved where it stands."""
-
-
-# ------------------------------------------------------------------------------------------------------- data and nets
-
-
-def _digits(split: str, num_validation: int) -> Tensor:
-    x = datasets.digits("test" if split == "test" else "train").x
-    held_out = len(x) - num_validation
-    return {"train": x[:held_out], "validation": x[held_out:], "test": x}[split]
-
-
-def _mnist(split: str, num_validation: int) -> Tensor:
-    if split == "test":
-        return datasets.mnist("test", pixels="static").x
-    return datasets.mnist(split, pixels="grey" if split == "train" else "static", num_validation=num_validation).x
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A data set to train on.
-
-    Args:
-        images: from a split (train, validation, test) and the number of validation images to images ``(N, D)``.
-        x_dim: D.
-        grey: whether the training images are grey, and their binary pixels are drawn anew for each epoch.
-        defaults: settings that suit it.
-    """
-
-    images: Callable[[str, int], Tensor]
-    x_dim: int
-    grey: bool
-    defaults: dict
-
-
-SOURCES = {
-    "digits": Source(_digits, 64, False, {"z_dim": 8, "hidden_dims": (128,), "batch_size": 100, "num_validation": 200}),
-    "mnist": Source(
-        _mnist, 784, True, {"z_dim": 50, "hidden_dims": (200, 200), "batch_size": 20, "num_validation": 400}
-    ),
-}
-
-
-class TrustingModel(GaussianLatentModel):
-    """A `GaussianLatentModel` that takes images without looking at them: a run looks at them once, at its start."""
-
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x | z), shape ``(K, B)``."""
-        return self.likelihood(z).log_prob(x)
-
-
-def lean_elbo(model: GaussianLatentModel, encoder: GaussianEncoder, x: Tensor, num_samples: int) -> Tensor:
-    """Return what `elbo_analytic_kl` does, shape ``(B,)``, without the scores that it does not need.
-
-    >>> model, encoder = networks(Settings.of("digits"))
-    >>> lean_elbo(model, encoder, torch.ones(5, 64), num_samples=3).shape
-    torch.Size([5])
-    """
-    q = encoder(x)
-    return model.log_likelihood(x, draw(q, num_samples)).mean(0) - kl_to_prior(q, model)
-
-
-OBJECTIVES: dict[str, Callable[[int], Objective]] = {
-    "elbo": lambda k: functools.partial(lean_elbo, num_samples=k),
-    "iwae": lambda k: objective(iwae_pathwise, k),
-    "dreg": lambda k: objective(doubly_reparameterized, k),
-}
-
-
-def choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse a name that is not allowed (`SettingsError`), and say the nearest one that is."""
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value).lower(), allowed, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise SettingsError(f"{name} must be {' or '.join(allowed)}, got {value!r}{hint}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run.
-
-    Args:
-        data: a key of `SOURCES`.
-        objective: a key of `OBJECTIVES`.
-        num_samples: K of the objective.
-        z_dim: dimension of z.
-        hidden_dims: sizes of the encoder's hidden layers; the decoder has them in the reverse order.
-        batch_size: images per step.
-        learning_rate: Adam's, until 0.4 of the run; then it falls exponentially to a tenth.
-        seed: of torch's generator.
-        num_epochs: length of the run; or
-        time_limit: length of the run, in seconds of training. No two such runs are equal, because what was done in the
-            time is not; but one that was killed still goes on from where it was saved.
-        num_validation: training images that are held out, to watch.
-        validate_every: in epochs.
-        start: fingerprint of the parameters that a warm start begins with.
-
-    Raises:
-        SettingsError: a value that is not allowed.
-    """
-
-    data: str
-    objective: str
-    num_samples: int
-    z_dim: int
-    hidden_dims: tuple[int, ...]
-    batch_size: int
-    learning_rate: float
-    seed: int
-    num_epochs: int | None
-    time_limit: float | None
-    num_validation: int
-    validate_every: int
-    start: str | None = None
-
-    def __post_init__(self):
-        choice("data", self.data, list(SOURCES))
-        choice("objective", self.objective, list(OBJECTIVES))
-        if (self.num_epochs is None) == (self.time_limit is None):
-            raise SettingsError("either num_epochs or time_limit must be given")
-        counts = ("num_samples", "z_dim", "batch_size", "num_validation", "validate_every", "num_epochs")
-        try:
-            for name in counts:
-                if name != "num_epochs" or self.num_epochs is not None:
-                    check_count(name, getattr(self, name))
-            for size in self.hidden_dims:
-                check_count("hidden_dims", size)
-            check_count("seed", self.seed, minimum=0)
-            check_positive("learning_rate", self.learning_rate)
-            check_positive("time_limit", 1.0 if self.time_limit is None else self.time_limit)
-        except (TypeError, ValueError) as error:
-            raise SettingsError(str(error)) from error
-
-    @classmethod
-    def of(cls, data: str = "digits", **given) -> "Settings":
-        """Return the settings that suit a data set, except for those that are given.
-
-        >>> Settings.of("mnist", objective="iwae", num_samples=5).hidden_dims
-        (200, 200)
-        """
-        choice("data", data, list(SOURCES))
-        usual = {"objective": "elbo", "num_samples": 1, "learning_rate": 1e-3, "seed": 0, "validate_every": 5}
-        length = {"num_epochs": None if given.get("time_limit") else 300, "time_limit": None}
-        return cls(**{"data": data} | usual | length | SOURCES[data].defaults | given)
-
-
-def networks(
-    settings: Settings, mean: Tensor | None = None, kind: type[GaussianLatentModel] = GaussianLatentModel
-) -> tuple[GaussianLatentModel, GaussianEncoder]:
-    """Return an untrained model and encoder: Glorot's uniform weights, and biases of 0.
-
-    Args:
-        settings: give the sizes.
-        mean: of the training images, shape ``(D,)``; the decoder then starts at their logits.
-        kind: of the model.
-
-    Reference:
-        Burda, Grosse and Salakhutdinov (2016), arXiv:1509.00519, and its code.
-    """
-    x_dim, z_dim, hidden = SOURCES[settings.data].x_dim, settings.z_dim, list(settings.hidden_dims)
-    model = kind(z_dim, BernoulliDecoder(mlp(z_dim, hidden[::-1], x_dim)))
-    encoder = GaussianEncoder(mlp(x_dim, hidden, 2 * z_dim))
-    for layer in [*model.modules(), *encoder.modules()]:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    if mean is not None:
-        with torch.no_grad():
-            model.decoder.network[-1].bias.copy_(mean.clamp(0.001, 0.999).logit())
-    return model, encoder
-
-
-def decay(share: float) -> float:
-    """Return the learning rate's factor after a share of the run: 1 until 0.4, then exponentially down to 0.1.
-
-    >>> [round(decay(share), 3) for share in (0.0, 0.4, 0.7, 1.0)]
-    [1.0, 1.0, 0.316, 0.1]
-    """
-    return 0.1 ** (max(0.0, share - CONSTANT_SHARE) / (1 - CONSTANT_SHARE))
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors: their names, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------------- the run
 
 
 @dataclasses.dataclass
@@ -267,7 +76,9 @@ class Run:
         self.x, self.validation = x.to(self.device), validation.to(self.device)
         self.model, self.encoder = model.to(self.device), encoder.to(self.device)
         self.named = trained_parameters(self.model, self.encoder)
-        self.optimizer = ADAM(list(self.named.values()), lr=settings.learning_rate)
+        self.optimizers = OPTIMIZERS[settings.optimizer](list(self.named.values()), settings.learning_rate)
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.full_rates = [group["lr"] for group in self.groups]
         self.averaged_nets = tuple(net.to(self.device) for net in networks(settings))
         self.averaged = trained_parameters(*self.averaged_nets)
         self.objective = OBJECTIVES[settings.objective](settings.num_samples)
@@ -333,19 +144,21 @@ class Run:
     def _step(self) -> None:
         at, size = self.at, self.settings.batch_size
         x = self.images[at.images : at.images + size]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * decay(self.share)
+        for group, rate in zip(self.groups, self.full_rates, strict=True):
+            group["lr"] = rate * decay(self.share)
         try:
             values = self.objective(self.model, self.encoder, x)
         except ValueError as error:  # the library refuses weights and scales that are not numbers
             raise NonFiniteError(f"{self._where()}: {error}{broken_terms(self.model, self.encoder, x)}") from error
-        self.optimizer.zero_grad()
+        for parameter in self.named.values():
+            parameter.grad = None
         (-values.mean()).backward()
         total = values.detach().sum().item()
         gradients = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
         if not (math.isfinite(total) and math.isfinite(nn.utils.get_total_norm(gradients).item())):
             self._refuse(values)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         at.step, at.images, at.total = at.step + 1, at.images + len(x), at.total + total
         if at.step % AVERAGE_EVERY == 0 or at.step < AVERAGE_EVERY:
             self._average()
@@ -373,7 +186,7 @@ class Run:
         at, settings = self.at, self.settings
         last = self.share >= 1.0
         watched = last or (at.epoch + 1) % settings.validate_every == 0
-        value = self.validate() if watched else None
+        value = self.validate() if watched and len(self.validation) else None
         row = (at.epoch + at.images / len(self.x), at.step, round(at.seconds, 2), at.total / at.images, value)
         for name, number in zip(self.history, row, strict=True):
             self.history[name].append(number)
@@ -400,7 +213,6 @@ class Run:
 
     def content(self) -> dict:
         """Return what a checkpoint holds."""
-        states = self.optimizer.state_dict()["state"]
         return {
             "settings": dataclasses.asdict(self.settings) | {"hidden_dims": list(self.settings.hidden_dims)},
             "command": self.command,
@@ -413,8 +225,15 @@ class Run:
             "random_at_epoch": self.random_at_epoch,
             "parameters": {name: parameter.data for name, parameter in self.named.items()},
             "averaged": {name: parameter.data for name, parameter in self.averaged.items()},
-            "adam": {name: states[number] for number, name in enumerate(self.named) if number in states},
+            "moments": {
+                name: state for name, state in zip(self.named, map(self.moments, self.named.values())) if state
+            },
         }
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return what the optimizer keeps for a parameter; nothing before the first step."""
+        states = [optimizer.state[parameter] for optimizer in self.optimizers if parameter in optimizer.state]
+        return dict(states[0]) if states else {}
 
     def made_with(self) -> dict:
         """Return the command, the versions, and the number of threads and the device that decide the last digits."""
@@ -439,8 +258,12 @@ class Run:
         for name in self.named:
             self.named[name].data.copy_(content["parameters"][name])
             self.averaged[name].data.copy_(content["averaged"][name])
-        state = {number: content["adam"][name] for number, name in enumerate(self.named) if name in content["adam"]}
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        names = {parameter: name for name, parameter in self.named.items()}
+        for optimizer in self.optimizers:
+            kept = [content["moments"].get(names[p]) for group in optimizer.param_groups for p in group["params"]]
+            state = {number: moments for number, moments in enumerate(kept) if moments is not None}
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def write_result(self) -> dict:
         """Write what the run came to, and return it."""
@@ -485,9 +308,14 @@ def check_parameters(path: Path, content: dict, expected: dict[str, Tensor]) -> 
     """Refuse parameters, averages or moments of other names, shapes or dtypes than expected (`CheckpointError`)."""
     shapes = lambda tensors: {name: f"{tuple(value.shape)} {value.dtype}" for name, value in tensors}  # noqa: E731
     wanted = shapes(expected.items())
-    moments = {f"{name}.{key}": shape for name, shape in wanted.items() for key in ("exp_avg", "exp_avg_sq")}
-    moments |= {f"{name}.step": "() torch.float32" for name in wanted}
-    parts = {"parameters": wanted, "averaged": wanted} | ({"adam": moments} if content["adam"] else {})
+    optimizers = OPTIMIZERS[content["settings"]["optimizer"]](list(expected.values()), 1.0)
+    adams = {id(p) for part in optimizers if isinstance(part, torch.optim.Adam) for p in part.param_groups[0]["params"]}
+    moments = {}
+    for name, parameter in expected.items():
+        keys = ("exp_avg", "exp_avg_sq") if id(parameter) in adams else ("momentum_buffer",)
+        moments |= {f"{name}.{key}": wanted[name] for key in keys}
+        moments |= {f"{name}.step": "() torch.float32"} if id(parameter) in adams else {}
+    parts = {"parameters": wanted, "averaged": wanted} | ({"moments": moments} if content["moments"] else {})
     for part, right in parts.items():
         found = shapes(checkpoints.tensors(content[part]))
         differences = [
@@ -500,7 +328,7 @@ def check_parameters(path: Path, content: dict, expected: dict[str, Tensor]) -> 
 
 
 PARTS = ("settings", "command", "made_with", "data", "at", "history", "order", "random", "random_at_epoch")
-PARTS = (*PARTS, "parameters", "averaged", "adam")
+PARTS = (*PARTS, "parameters", "averaged", "moments")
 
 
 def settings_in(content: dict, path: Path) -> Settings:
@@ -669,9 +497,11 @@ def _show(run: Run, shown, say: Callable[[str], None]) -> None:
     if not shown.disable:
         shown.set_postfix_str(f"epoch {epoch}, {bound:.2f} nats", refresh=False)
         shown.update(min(done, shown.total) - shown.n)
-    if run.order is None and history["validation"][-1] is not None:
+    watched = run.order is None and (run.finished or run.at.epoch % run.settings.validate_every == 0)
+    if watched:
+        seen = "" if history["validation"][-1] is None else f", validation {history['validation'][-1]:.2f}"
         say(
-            f"epoch {epoch}, step {run.at.step}: bound {bound:.2f}, validation {history['validation'][-1]:.2f} nats; "
+            f"epoch {epoch}, step {run.at.step}: bound {bound:.2f}{seen} nats; "
             f"{_clock(run.at.seconds)} gone, {_clock(run.left())} left"
         )
 

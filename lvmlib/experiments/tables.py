@@ -1,14 +1,21 @@
-"""A table that compares finished runs, made from their result files."""
+"""A table that compares finished runs, made from their result files, and the recipes of the runs that make it."""
 
+import dataclasses
+import importlib.resources
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from lvmlib.experiments.evaluation import evaluate, mean_and_error
+from lvmlib.experiments import checkpoints
+from lvmlib.experiments.evaluation import evaluate, mean_and_error, spread
 from lvmlib.experiments.results import ResultError
-from lvmlib.experiments.runs import EVALUATION, OBJECTIVES, RESULT, Settings, Stopped, advance, begin, restore, used
+from lvmlib.experiments.runs import EVALUATION, RESULT, Stopped, advance, begin, load_trained, restore, used
+from lvmlib.experiments.settings import OBJECTIVES, Settings, networks
+from lvmlib.models import GaussianLatentModel
+from lvmlib.proposals import GaussianEncoder
+from lvmlib.training import trained_parameters
 
 # Burda, Grosse and Salakhutdinov (2016), Table 1: one stochastic layer, dynamic binarization, K = 5,000, nats
 PUBLISHED = {
@@ -20,16 +27,15 @@ PUBLISHED = {
     ("iwae", 50): -84.78,
 }
 PUBLISHED_SIZES = {"data": "mnist", "z_dim": 50, "hidden_dims": [200, 200]}
-SHORT = (("elbo", 1), ("elbo", 5), ("iwae", 5), ("dreg", 5))  # (objective, K)
-SHORT_EPOCHS = 100
-SHORT_EVALUATION = {"num_samples": 1000, "ais_images": 20, "ais_chains": 10, "ais_steps": 100}
+SAMPLE = 500  # test images whose log p(x) is kept one by one where the weights are kept too
+FIRST = 1000  # test images that are easier than the rest of MNIST's
 HEAD = (
     "run",
     "data",
     "objective",
     "K",
     "epochs",
-    "minutes",
+    "hours",
     "log p(x)",
     "to the first",
     "ELBO",
@@ -37,6 +43,50 @@ HEAD = (
     "AIS − IS",
     "published",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a row of the table is made.
+
+    Args:
+        settings: of the run.
+        start: name of the run whose averaged parameters it begins with.
+        evaluation: options of `evaluate`.
+    """
+
+    settings: Settings
+    start: str | None = None
+    evaluation: Mapping = dataclasses.field(default_factory=dict)
+
+
+def _short(objective: str, num_samples: int) -> Recipe:
+    settings = Settings.of("digits", objective=objective, num_samples=num_samples, num_epochs=100)
+    return Recipe(settings, None, {"num_samples": 1000, "ais_images": 20, "ais_chains": 10, "ais_steps": 100})
+
+
+def _full(objective: str, num_samples: int, num_epochs: int, start: str | None = None, **given) -> Recipe:
+    usual = {"optimizer": "muon", "batch_size": 250, "num_validation": 0}
+    return Recipe(
+        Settings.of("mnist", objective=objective, num_samples=num_samples, num_epochs=num_epochs, **usual | given),
+        start,
+    )
+
+
+# A minute, on the bundled digits.
+SHORT = {f"{name}-{k}": _short(name, k) for name, k in (("elbo", 1), ("elbo", 5), ("iwae", 5), ("dreg", 5))}
+# Hours, on MNIST, in this order; the weights and log p(x) of those in KEPT come with the library.
+FULL = {
+    "elbo-1": _full("elbo", 1, 250),
+    "iwae-5": _full("iwae", 5, 120),
+    "iwae-50": _full("iwae", 50, 25, "iwae-5", learning_rate=0.003),
+    "dreg-50": _full("dreg", 50, 25, "iwae-5", learning_rate=0.003),
+    "elbo-1-seed-1": _full("elbo", 1, 250, seed=1),
+    "elbo-1-seed-2": _full("elbo", 1, 250, seed=2),
+    "elbo-5": _full("elbo", 5, 60, "elbo-1", learning_rate=0.003),
+    "elbo-50": _full("elbo", 50, 15, "elbo-5", learning_rate=0.003),
+}
+KEPT = ("elbo-1", "iwae-5", "iwae-50")
 
 
 def finished(folder: Path) -> tuple[dict[str, tuple[dict, dict]], list[str]]:
@@ -66,15 +116,18 @@ def finished(folder: Path) -> tuple[dict[str, tuple[dict, dict]], list[str]]:
 def rows(found: dict[str, tuple[dict, dict]]) -> list[dict]:
     """Return one row per run, in the order of data, objective, K and seed.
 
-    ``to_the_first`` compares with the first run on the same test images, image by image: its standard error is that of
-    the difference, which is far below that of either number.
+    ``epochs`` and ``seconds`` count what a warm start had before too, if that run is here. ``to_the_first`` compares
+    with the first run on the same test images, image by image: its standard error is that of the difference, which is
+    far below that of either number.
     """
     table, first = [], {}
     for name, (run, evaluation) in sorted(found.items(), key=_place):
         settings, key = run["settings"], (evaluation["data_sha256"], evaluation["num_samples"])
         values = torch.tensor(evaluation["per_image"])
         base = first.setdefault(key, values)
-        comparable = all(settings[name] == value for name, value in PUBLISHED_SIZES.items()) and len(values) == 10_000
+        whole = len(values) == 10_000
+        comparable = all(settings[name] == value for name, value in PUBLISHED_SIZES.items()) and whole
+        line = _line(run, found)
         table.append(
             {
                 "run": name,
@@ -82,17 +135,35 @@ def rows(found: dict[str, tuple[dict, dict]]) -> list[dict]:
                 "objective": settings["objective"],
                 "num_samples": settings["num_samples"],
                 "seed": settings["seed"],
-                "epochs": run["history"]["epoch"][-1],
-                "seconds": run["seconds"],
+                "optimizer": settings["optimizer"],
+                "learning_rate": settings["learning_rate"],
+                "batch_size": settings["batch_size"],
+                "starts_from": line[1][0] if len(line) > 1 else None,
+                "epochs": sum(part["history"]["epoch"][-1] for _, part in line),
+                "seconds": round(sum(part["seconds"] for _, part in line)),
                 "log_likelihood": evaluation["log_likelihood"],
                 "to_the_first": None if base is values else mean_and_error(values - base),
                 "elbo": evaluation["elbo"],
+                "effective_samples": evaluation["effective_samples"],
+                "num_samples_of_evaluation": evaluation["num_samples"],
+                "seconds_of_evaluation": evaluation["seconds"],
                 "active_units": evaluation["active_units"],
                 "ais_minus_is": evaluation.get("ais", {}).get("minus_importance_sampling"),
+                "ais": evaluation.get("ais"),
+                "first_images": mean_and_error(values[:FIRST]) if whole else None,
                 "published": PUBLISHED.get((settings["objective"], settings["num_samples"])) if comparable else None,
             }
         )
     return table
+
+
+def _line(run: dict, found: dict[str, tuple[dict, dict]]) -> list[tuple[str, dict]]:
+    """Return a run, the run that it began with, and so on, as far as they are here; the names of all but the first."""
+    by_weights = {other["averaged_sha256"]: (name, other) for name, (other, _) in found.items()}
+    line = [("", run)]
+    while (start := line[-1][1]["settings"].get("start")) in by_weights:
+        line.append(by_weights[start])
+    return line
 
 
 def _place(item: tuple[str, tuple[dict, dict]]) -> tuple:
@@ -112,7 +183,7 @@ def markdown(table: list[dict]) -> str:
             row["objective"],
             str(row["num_samples"]),
             f"{row['epochs']:.4g}",
-            f"{row['seconds'] / 60:.1f}",
+            f"{row['seconds'] / 3600:.2f}",
             pair(row["log_likelihood"]),
             pair(row["to_the_first"]),
             f"{row['elbo'][0]:.2f}",
@@ -127,12 +198,20 @@ def markdown(table: list[dict]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def make_short_runs(
-    folder: Path, *, resume: bool, stop: Callable[[], bool], progress: bool, say: Callable[[str], None], command: str
+def make_runs(
+    recipes: Mapping[str, Recipe],
+    folder: Path,
+    *,
+    resume: bool,
+    stop: Callable[[], bool],
+    progress: bool,
+    say: Callable[[str], None],
+    command: str,
 ) -> None:
-    """Train and evaluate small runs on the digits, those that are not there yet: minutes, not hours.
+    """Train and evaluate the runs of some recipes, those that are not there yet.
 
     Args:
+        recipes: by the name of the run, each after the one that it starts from.
         folder: gets one folder per run.
         resume: whether runs that are there may go on; otherwise they are refused.
         stop, progress, say: as for `advance`.
@@ -140,23 +219,79 @@ def make_short_runs(
 
     Raises:
         FileExistsError: the folder holds such a run, and `resume` is false.
+        SettingsError: a run that is there has other settings than its recipe.
     """
-    folders = {pair: Path(folder) / f"{pair[0]}-{pair[1]}" for pair in SHORT}
+    folders = {name: Path(folder) / name for name in recipes}
     if not resume:
         for path in folders.values():
             if used(path):
                 raise FileExistsError(f"{path}: holds a run already")
-    for (name, num_samples), path in folders.items():
+    for name, path in folders.items():
+        recipe = recipes[name]
         if not (path / RESULT).exists():
-            settings = Settings.of("digits", objective=name, num_samples=num_samples, num_epochs=SHORT_EPOCHS)
             say(f"{path}: training")
-            run = restore(path) if used(path) else begin(settings, path, command=command)
-            advance(run, stop=stop, progress=progress)
+            if used(path):
+                given = dataclasses.asdict(recipe.settings) | {"hidden_dims": recipe.settings.hidden_dims}
+                run = restore(path, given={key: value for key, value in given.items() if key != "start"})
+            else:
+                start = None if recipe.start is None else folders[recipe.start]
+                run = begin(recipe.settings, path, command=command, init_from=start)
+            advance(run, stop=stop, progress=progress, say=say)
         if not (path / EVALUATION).exists():
             say(f"{path}: evaluation")
-            evaluate(path, progress=progress, command=command, **SHORT_EVALUATION)
+            evaluate(path, progress=progress, command=command, **recipe.evaluation)
         if stop():
             raise Stopped("stopped between two runs")
+
+
+def keep(folder: Path, names: tuple[str, ...], data: Path, table: list[dict]) -> None:
+    """Keep the weights of some runs, and log p̂ of `SAMPLE` test images in their rows, to come with the library.
+
+    Args:
+        folder: holds the folders of the runs.
+        names: of the runs; those that the table lacks are skipped.
+        data: folder that gets one file per run.
+        table: the rows, which are changed in place.
+    """
+    for row in table:
+        if row["run"] in names:
+            path = Path(folder) / row["run"]
+            settings, _, _, content = load_trained(path)
+            kept = {"settings": dataclasses.asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}}
+            checkpoints.save(weights_file(data, row["run"]), kept | {"averaged": content["averaged"]})
+            checkpoints.previous(weights_file(data, row["run"])).unlink(missing_ok=True)
+            per_image = torch.tensor(_read(path / EVALUATION)["per_image"], dtype=torch.float64)
+            row["sample_log_p"] = spread(per_image, SAMPLE).tolist()
+
+
+def weights_file(data: Path, name: str) -> Path:
+    """Return where the weights of a run are kept.
+
+    >>> weights_file(Path("data"), "iwae-50").name
+    'mnist-iwae-50.lvm'
+    """
+    return Path(data) / f"mnist-{name}.lvm"
+
+
+def pretrained(name: str) -> tuple[GaussianLatentModel, GaussianEncoder]:
+    """Return a model and its encoder as a run of the table left them, from the weights that come with the library.
+
+    Args:
+        name: of the run, one of `KEPT`.
+
+    Raises:
+        ValueError: another name.
+        CheckpointError: the file is missing or damaged.
+    """
+    if name not in KEPT:
+        raise ValueError(f"name must be {' or '.join(KEPT)}, got {name!r}")
+    content = checkpoints.load(weights_file(Path(str(importlib.resources.files("lvmlib"))) / "data", name))
+    settings = Settings(**content["settings"] | {"hidden_dims": tuple(content["settings"]["hidden_dims"])})
+    with torch.random.fork_rng(devices=[]):
+        model, encoder = networks(settings)
+    for key, parameter in trained_parameters(model, encoder).items():
+        parameter.data.copy_(content["averaged"][key])
+    return model.requires_grad_(False), encoder.requires_grad_(False)
 
 
 def _read(path: Path) -> dict:
