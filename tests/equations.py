@@ -19,6 +19,7 @@ from decimal import Decimal, localcontext
 import torch
 
 import lvmlib as lv
+from lvmlib import ais
 from lvmlib.quadrature import hermite_nodes
 
 F64 = torch.float64
@@ -1031,6 +1032,131 @@ def eq_8_6() -> float:
         biases.append((mean - truth)[0].item())
     identity = largest(posterior @ scores - truth)
     return max(1e6 * identity, abs(biases[1]), abs(biases[1] / biases[0] - 0.5))
+
+
+# Chapter 10
+
+
+def reported(num_samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and variance of log p̂_K of two data points, over all K-tuples of states, each (2,)."""
+    _, log_w, _ = mixture_weights()
+    runs, share = all_runs(num_samples)
+    values = log_w[runs].logsumexp(1) - math.log(num_samples)  # (runs, data points)
+    mean = share @ values
+    return mean, share @ (values - mean).square()
+
+
+@equation("10.1", "mean and variance of the reported mean of two images, over all images and draws", "log_mean_exp")
+def eq_10_1() -> float:
+    law = torch.tensor([0.3, 0.7], dtype=F64)  # of the images: the two data points
+    mean, variance = reported(3)
+    parts = (law @ (mean - law @ mean).square() + law @ variance) / 2
+    _, log_w, _ = mixture_weights()
+    runs, share = all_runs(3)
+    values = torch.stack([lv.log_mean_exp(log_w[runs, i].T) for i in range(2)])  # (images, runs)
+    value, weight = values.flatten(), (law[:, None] * share).flatten()  # one image with its draws
+    means = (value[:, None] + value) / 2
+    weights = weight[:, None] * weight
+    overall = (weights * means).sum()
+    spread = (weights * (means - overall).square()).sum()
+    return largest((spread - parts).reshape(1), (overall - law @ mean).reshape(1))
+
+
+@equation("10.2", "variance of a paired difference, two models on two of three images (sums)", "exact_log_marginal")
+def eq_10_2() -> float:
+    x = torch.tensor([[2.6], [-1.0], [0.4]], dtype=F64)
+    one, law = lv.exact_log_marginal(small_mixture(), x), torch.tensor([0.2, 0.5, 0.3], dtype=F64)
+    other = log_normal(x[:, 0], 0.4, 2.0)
+    covariance = torch.cov(torch.stack([one, other]), correction=0, aweights=law)
+    right = (covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]) / 2
+    pairs, weights = (((one - other)[:, None] + (one - other)) / 2), law[:, None] * law
+    left = (weights * (pairs - (weights * pairs).sum()).square()).sum()
+    return largest((left - right).reshape(1))
+
+
+@equation(
+    "10.3", "bias, half the variance, and χ²/2K agree, with a remainder of order 1/K (two states)", tolerance=3e-2
+)
+def eq_10_3() -> float:
+    joint, q = torch.tensor([0.12, 0.25], dtype=F64), torch.tensor([0.55, 0.45], dtype=F64)
+    log_p, chi2 = joint.sum().log(), (joint**2 / q).sum() / joint.sum() ** 2 - 1
+    residuals = []
+    for k in (200, 400):
+        drawn = torch.arange(k + 1.0, dtype=F64)
+        counts = torch.stack([drawn, k - drawn], 1)
+        log_share = math.lgamma(k + 1) - torch.lgamma(counts + 1).sum(1) + counts @ q.log()
+        share, weights = log_share.exp(), joint / q
+        value = (counts @ weights / k).log()
+        mean = share @ value
+        half_variance = (share @ (value - mean).square()) / 2
+        ess = (counts @ weights).square() / (counts @ weights.square())
+        told = share @ ((1 / ess - 1 / k) / 2)
+        law = chi2 / (2 * k)
+        residuals.append(largest(torch.stack([log_p - mean, half_variance, told]) / law - 1))
+    return max(residuals[1], abs(residuals[1] / residuals[0] - 0.5))
+
+
+def all_chains() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log w of all paths of three states, their laws forward and back, and log p(x); Metropolis moves."""
+    model, x = small_mixture(), X[:1]
+    log_likelihood = model.log_likelihood(x, model.states())[:, 0]
+    exponents = ais.path(3)
+    laws = [(model.prior().logits.log_softmax(0) + beta * log_likelihood).softmax(0) for beta in exponents]
+    moves = []
+    for law in laws[1:-1]:
+        jump = (law[None, :] / law[:, None]).clamp(max=1.0) / 3
+        moves.append(jump - torch.diag(jump.diagonal()) + torch.diag(1 - (jump.sum(1) - jump.diagonal())))
+    a, b, c = torch.cartesian_prod(*[torch.arange(3)] * 3).T
+    log_w = torch.stack([log_likelihood[z] for z in (a, b, c)], 1) @ exponents.diff()
+    forward = laws[0][a] * moves[0][a, b] * moves[1][b, c]
+    back = laws[-1][c] * moves[1][c, b] * moves[0][b, a]
+    return log_w, forward, back, lv.exact_log_marginal(model, x)[0]
+
+
+@equation("10.4", "the mean weight of annealed chains is p(x) (all paths of three states)", "ais.path")
+def eq_10_4() -> float:
+    log_w, forward, _, log_p = all_chains()
+    return largest((forward @ log_w.exp() - log_p.exp()).reshape(1), (forward.sum() - 1).reshape(1))
+
+
+@equation("10.5", "chains forward and back hold log p(x) between them, by their divergences (all paths)", "ais.path")
+def eq_10_5() -> float:
+    log_w, forward, back, log_p = all_chains()
+    low = log_p - forward @ (forward.log() - back.log())
+    high = log_p + back @ (back.log() - forward.log())
+    inverse = back @ (-log_w).exp() - (-log_p).exp()
+    order = torch.stack([low - log_p, log_p - high]).clamp(min=0.0)
+    return largest(torch.stack([forward @ log_w - low, back @ log_w - high, inverse]), order)
+
+
+@equation("10.6", "log p(x) is at most the best log p(x|z) (a mixture, and quadrature)", "exact_log_marginal")
+def eq_10_6() -> float:
+    mixture, (model, x, _, _, _) = small_mixture(), linear_case()
+    best = mixture.log_likelihood(X, mixture.states()).amax(0)
+    z = lv.Grid(num_nodes=41).nodes(2)
+    on_grid = model.log_likelihood(x, z).amax(0)
+    over = torch.cat([lv.exact_log_marginal(mixture, X) - best, lv.exact_log_marginal(model, x) - on_grid])
+    return largest(over.clamp(min=0.0))
+
+
+@equation("10.7", "the logarithm of the mean of p(x) over images against the mean logarithm and the best image")
+def eq_10_7() -> float:
+    residuals = []
+    for values in ([-90.0, -70.0, -110.0, -71.0], [-3.0, -3.0], [-5.0]):
+        log_p = torch.tensor(values, dtype=F64)
+        middle = log_p.exp().mean().log()
+        low = torch.stack([log_p.mean(), log_p.max() - math.log(len(log_p))])
+        residuals += [(low - middle).clamp(min=0.0), (middle - log_p.max()).clamp(min=0.0).reshape(1)]
+    return largest(*residuals)
+
+
+@equation("10.8", "the expected best of two and of three standard normal numbers (quadrature)")
+def eq_10_8() -> float:
+    z = torch.linspace(-9, 9, 4001, dtype=F64)
+    density, below = log_normal(z, 0.0, 1.0).exp(), (1 + torch.erf(z / math.sqrt(2))) / 2
+    best = [(z * s * density * below ** (s - 1)).sum() * (z[1] - z[0]) for s in (2, 3)]
+    told = torch.tensor([1 / math.sqrt(math.pi), 1.5 / math.sqrt(math.pi)], dtype=F64)
+    return largest(torch.stack(best) - told)
 
 
 # Chapter 11

@@ -264,6 +264,8 @@ def test_a_number_is_published_for_the_same_networks_and_all_test_images_only():
     }
     published = {row["run"]: row["published"] for row in tables.rows(found)}
     assert published == {"a": -86.76, "b": -85.54, "c": None, "d": None, "e": None, "f": None}
+    again = {row["run"]: row["rerun"] for row in tables.rows(found)}
+    assert again == {"a": -86.35, "b": -85.18, "c": -84.90, "d": None, "e": None, "f": None}
 
 
 def test_runs_that_have_no_place_in_the_table_are_named_with_what_to_do(capsys, tmp_path):
