@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
 from lvmlib.contracts import check_count, check_positive, checked
+from lvmlib.laws import BernoulliVector
 from lvmlib.models import GaussianLatentModel, LatentVariableModel, LinearGaussian, check_data
 from lvmlib.proposals import Proposal, check_law
 from lvmlib.quadrature import Grid, QuadratureError, check_resolved, functionals, hermite_nodes
@@ -221,9 +222,16 @@ def _readable(count: int) -> str:
     return str(count) if count < 10**18 else f"10^{len(str(count)) - 1}"
 
 
+def _numbers_per_state(model: LatentVariableModel, x: Tensor) -> int:
+    """Return the size of the largest array that scores one state: Bernoulli laws pair both sides by matrix products."""
+    with torch.no_grad():
+        law = model.likelihood(model.states(0, 1))
+    return len(x) if isinstance(law, BernoulliVector) else x.numel()
+
+
 def _stream_logsumexp(model: LatentVariableModel, x: Tensor) -> Tensor:
     """Return log Σ_z p(x, z), a chunk of states at a time: memory does not grow with their number (without grad)."""
-    chunk = max(1, min(CHUNK_STATES, CHUNK_NUMBERS // max(1, x.numel())))
+    chunk = max(1, min(CHUNK_STATES, CHUNK_NUMBERS // max(1, _numbers_per_state(model, x))))
     total = x.new_full((len(x),), -math.inf)
     for start in range(0, model.num_states, chunk):
         states = model.states(start, min(start + chunk, model.num_states))

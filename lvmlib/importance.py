@@ -18,7 +18,7 @@ from lvmlib.weights import log_mean_exp
 
 FOR_ANY_LAW = "score_function, learned_baseline, leave_one_out, vimco and reweighted_wake_sleep"
 CHUNK_ROWS = 2**16  # z's per chunk: bounds the hidden layers of a decoder
-CHUNK_NUMBERS = 2**22  # pixels of x or coordinates of z per chunk of samples, about 16 MB
+CHUNK_NUMBERS = 2**20  # pixels of x or coordinates of z per chunk of samples: about 4 MB, which stays in cache
 
 
 class Draw(NamedTuple):
@@ -95,9 +95,9 @@ def score(model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, 
     return Draw(z, model.log_prior(z), log_likelihood, q.log_prob(z))
 
 
-def check_path(q: Distribution, log_q: Tensor) -> None:
+def check_path(q: Distribution, z: Tensor) -> None:
     """Refuse a gradient that draws of q do not carry: its scores would have one, and a wrong one (``ValueError``)."""
-    if not hasattr(q, "transport") and log_q.requires_grad:
+    if not hasattr(q, "transport") and q.log_prob(z).requires_grad:
         raise ValueError(
             f"encoder (or proposal): no gradient passes through draws of a {type(q).__name__}, and what autograd would "
             "return is not that of the bound; allowed are torch.no_grad(), a q without gradient (detached(q)), and the "
@@ -146,13 +146,16 @@ def log_marginal_estimate(
     check_law(model, q, len(x))
     per_sample = len(x) * max(x.shape[1], q.event_shape.numel())
     chunk = max(1, min(num_samples, CHUNK_ROWS // len(x), CHUNK_NUMBERS // max(1, per_sample)))
-    parts, sizes = [], []
+    total = None
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)
         sample = score(model, x, q, draw(q, size))
-        check_path(q, sample.log_q)
-        parts.append(log_mean_exp(sample.log_w))
-        sizes.append(math.log(size))
-    # the mean over all samples is the mean of the chunks' means, weighted by the chunks' sizes
-    shares = torch.tensor(sizes, dtype=x.dtype, device=x.device) - math.log(num_samples)
-    return log_mean_exp(torch.stack(parts) + shares[:, None]) + math.log(len(parts))
+        check_path(q, sample.z)
+        part = log_mean_exp(sample.log_w)
+        if total is not None:
+            # the mean over all samples is that of the means so far, weighted by the numbers of samples in them; parts
+            # that were kept to the end would lie scattered between the large arrays, and memory would grow with K
+            shares = x.new_tensor([start, size]).log() - math.log(start + size)
+            part = log_mean_exp(torch.stack([total, part]) + shares[:, None]) + math.log(2)
+        total = part
+    return total

@@ -3,10 +3,14 @@
 A law that can be reparameterized has `transport(noise)`: the only place where noise becomes a sample.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
+
+from lvmlib.weights import NonFiniteError
 
 
 class BernoulliVector(Independent):
@@ -32,7 +36,9 @@ class BernoulliVector(Independent):
         if logits.dim() == 3 and logits.shape[1] == 1 and x.dim() == 2:
             # every state with every data point is two matrix products: S·B numbers in memory instead of S·B·D
             return logsigmoid(logits[:, 0]) @ x.mT + logsigmoid(-logits[:, 0]) @ (1 - x).mT
-        return logsigmoid((2 * x - 1) * logits).sum(-1)
+        # log σ(t) = −softplus(−t), which takes three quarters of the time of `logsigmoid` on large arrays; above the
+        # threshold softplus(t) is t, to the last digit of a float64
+        return -softplus((1 - 2 * x) * logits, threshold=40.0).sum(-1)
 
     def log_probs(self) -> Tensor:
         """Return the log probabilities of each pixel being on and off, shape ``(..., D, 2)``."""
@@ -69,8 +75,15 @@ class DiagonalGaussian(Independent):
         if scale.shape != loc.shape:
             raise ValueError(f"scale must have the shape of loc, {tuple(loc.shape)}, got {tuple(scale.shape)}")
         if not (scale > 0).all():
-            raise ValueError(f"scale must be above 0, got {scale.min().item()}")
+            kind = NonFiniteError if scale.isnan().any() else ValueError
+            raise kind(f"scale must be above 0, got {scale.min().item()}")
         super().__init__(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log density, shape ``(..., *batch)``; the terms that do not depend on z are summed but once."""
+        loc, scale = self.base_dist.loc, self.base_dist.scale
+        constant = scale.log().sum(-1) + 0.5 * math.log(2 * math.pi) * loc.shape[-1]
+        return -0.5 * ((z - loc) / scale).square().sum(-1) - constant
 
     def transport(self, noise: Tensor) -> Tensor:
         """Return loc + scale · noise: a sample, if `noise` is standard normal of shape ``(..., *batch, D)``."""

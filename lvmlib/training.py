@@ -15,13 +15,10 @@ from lvmlib.mixtures import FiniteMixture
 from lvmlib.models import LatentVariableModel
 from lvmlib.progress import bar
 from lvmlib.proposals import FreeProposal, prior_proposal
+from lvmlib.weights import NonFiniteError
 
 ADAM = functools.partial(torch.optim.Adam, fused=True)
 Objective = Callable[[nn.Module, nn.Module | None, Tensor], Tensor]
-
-
-class NonFiniteError(ValueError):
-    """An objective, a gradient or a parameter was NaN or infinite; the model was put back to its last good state."""
 
 
 def linear_to_a_tenth(progress: float) -> float:
@@ -109,7 +106,7 @@ def fit(
     parameters = list(named.values())
     stepper = optimizer(parameters, lr=learning_rate)
     num_steps = num_epochs * math.ceil(len(x) / batch_size)
-    rate = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: schedule(step / num_steps))
+    rates = [group["lr"] for group in stepper.param_groups]
     random_state = torch.get_rng_state()
 
     def validate() -> float:
@@ -117,19 +114,24 @@ def fit(
 
     watch = _Watch(evaluate, validate if validation is not None else None, parameters)
     watch.look(epoch=0)
-    objectives, good = [], _copies(parameters)
+    objectives, good, step = [], _copies(parameters), 0
     epochs = bar(range(1, num_epochs + 1), "fit", "epoch", show=progress)
     try:
         for epoch in epochs:
             total = 0.0
             for index in torch.randperm(len(x)).split(batch_size):
-                values = _objective_values(objective, model, encoder, x[index])
+                _set_rate(stepper, rates, schedule(step / num_steps))
+                when, terms = f"epoch {epoch}", lambda bad: broken_terms(model, encoder, x[bad])
+                try:
+                    values = _objective_values(objective, model, encoder, x.index_select(0, index))
+                except NonFiniteError as error:  # in the log-weights or the scales that the objective met
+                    raise NonFiniteError(f"{error}, in {when}{terms(index)}") from error
                 stepper.zero_grad()
                 (-values.mean()).backward()
-                check_step(values, named, index, f"epoch {epoch}", lambda bad: broken_terms(model, encoder, x[bad]))
+                check_step(values, named, index, when, terms)
                 _put(good, parameters)
                 stepper.step()
-                rate.step()
+                step += 1
                 total += values.detach().sum().item()
             objectives.append(total / len(x))
             epochs.set_postfix_str(f"{objectives[-1]:.3f} nats", refresh=False)
@@ -176,6 +178,12 @@ def trained_parameters(model: nn.Module, encoder: nn.Module | None) -> dict[str,
     }
 
 
+def _set_rate(stepper: torch.optim.Optimizer, rates: list[float], factor: float) -> None:
+    """Multiply the learning rates that the optimizer began with by a factor."""
+    for group, rate in zip(stepper.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+
+
 class _Watch:
     """What is looked at between epochs, and the best state so far by the validation data."""
 
@@ -216,8 +224,7 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def _put(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copy the values of the sources into the targets."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+    torch._foreach_copy_(targets, sources)
 
 
 def _mean_objective(
@@ -334,11 +341,13 @@ def check_step(
         when: names the step.
         terms: says more about the data points where the objective is not finite.
     """
-    bad = index[~torch.isfinite(values)]
-    if len(bad):
-        raise NonFiniteError(f"objective is NaN or infinite in {when}, at data points {bad[:5].tolist()}{terms(bad)}")
+    if not math.isfinite(values.detach().sum().item()):  # one number; the sum of finite ones may overflow
+        bad = index[~torch.isfinite(values)]
+        if len(bad):
+            where = f"at data points {bad[:5].tolist()}{terms(bad)}"
+            raise NonFiniteError(f"objective is NaN or infinite in {when}, {where}")
     gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
-    if not torch.isfinite(nn.utils.get_total_norm(list(gradients.values()))):
+    if not math.isfinite(nn.utils.get_total_norm(list(gradients.values())).item()):
         broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient.norm())]
         raise NonFiniteError(
             f"the gradient of {', '.join(broken) or 'all parameters together'} is NaN or infinite in {when}, "

@@ -223,7 +223,11 @@ def made(objective, num_samples, seed, per_image, data="mnist", test="t", sizes=
     settings = {"data": data, "objective": objective, "num_samples": num_samples, "seed": seed, "z_dim": sizes[0]}
     settings |= {"optimizer": "adam", "learning_rate": 0.001, "batch_size": 20, "start": start}
     mean = sum(per_image) / len(per_image)
-    run = {"settings": settings | {"hidden_dims": sizes[1]}, "seconds": 90.0, "history": {"epoch": [1.0, 2.0]}}
+    run = {
+        "settings": settings | {"hidden_dims": sizes[1]},
+        "seconds": 90.0,
+        "history": {"epoch": [1.0, 2.0], "bound": [-99.0, -95.0]},
+    }
     run["averaged_sha256"] = f"{objective} {num_samples}"
     evaluation = {"data_sha256": test, "num_samples": 5000, "per_image": per_image, "log_likelihood": [mean, 0.2]}
     return run, evaluation | {
@@ -246,6 +250,7 @@ def test_a_row_compares_with_the_first_run_image_by_image_and_with_the_published
     assert rows["b"]["to_the_first"] == [0.6667, round((7 / 3) ** 0.5 / 3**0.5, 4)]  # of 2, 1 and −1
     assert rows["b"]["starts_from"] == "a" and rows["a"]["starts_from"] is None
     assert (rows["a"]["epochs"], rows["a"]["seconds"], rows["b"]["epochs"], rows["b"]["seconds"]) == (2, 90, 4, 180)
+    assert rows["a"]["history"] == {"bound": [-99.0, -95.0]}
     lines = tables.markdown(tables.rows(found)).splitlines()
     assert len(lines) == 5 and len(set(map(len, lines))) == 1
     cells = [cell.strip() for cell in lines[3].split("|")]
@@ -346,8 +351,8 @@ def test_the_recipes_of_the_full_table_start_from_runs_before_them_and_use_all_i
 
 
 def test_a_number_that_is_none_is_one_line_and_status_1(capsys, tmp_path, monkeypatch):
-    broken = lambda model, encoder, x, num_samples: model.decoder.network[-1].bias.sum() + x[:, 0] / 0  # noqa: E731
-    monkeypatch.setattr(settings, "lean_elbo", broken)
+    broken = lambda model, x, encoder, num_samples: model.decoder.network[-1].bias.sum() + x[:, 0] / 0  # noqa: E731
+    monkeypatch.setattr(settings, "elbo_analytic_kl", broken)
     status, _, err = call(capsys, "train", tmp_path / "a", *TRAIN, "--objective", "elbo")
     assert status == 1 and err.count("\n") == 1 and "objective is NaN or infinite in step 1 (epoch 1)" in err
     assert checkpoints.load(tmp_path / "a" / runs.CHECKPOINT)["at"]["step"] == 0

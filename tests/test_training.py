@@ -1,5 +1,6 @@
 """The training loop and EM: what they maximize, what they leave behind when something goes wrong."""
 
+import copy
 import math
 
 import nbformat
@@ -16,6 +17,7 @@ from lvmlib import (
     FreeBernoulli,
     FreeGaussian,
     GaussianEncoder,
+    GaussianLatentModel,
     GaussianMixture,
     LatentVariableModel,
     LinearGaussian,
@@ -27,6 +29,7 @@ from lvmlib import (
     exact_posterior,
     fit,
     fit_proposal,
+    iwae_bound,
     mlp,
 )
 from lvmlib.datasets import three_gaussians
@@ -151,6 +154,63 @@ def test_a_broken_objective_is_named_by_data_point_and_term_of_log_w():
     message = r"data points \[2\]; not finite there in a fresh draw of z: log_likelihood$"
     with pytest.raises(NonFiniteError, match=message):
         fit(Steep(), lambda m, q, x: elbo(m, x, q), x, encoder=encoder, batch_size=3)
+
+
+def autoencoder():
+    torch.manual_seed(0)
+    return GaussianLatentModel(1, BernoulliDecoder(nn.Linear(1, 2))), GaussianEncoder(nn.Linear(2, 2))
+
+
+def test_log_weights_that_are_not_numbers_are_named_by_step_and_the_state_is_put_back():
+    model, encoder = autoencoder()
+    state, seen = [], []
+
+    def breaks(model, encoder, x):
+        seen.append(0)
+        if len(seen) == 3:
+            state.extend(parameter.detach().clone() for parameter in before)
+            model.decoder.network.weight.data.fill_(math.nan)
+        before[:] = [parameter.detach().clone() for parameter in model.parameters()]
+        return iwae_bound(model, x, encoder, 2)
+
+    before = []
+    message = r"log_w must be finite or -inf, .* in epoch 3; not finite there in a fresh draw of z: log_likelihood$"
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        fit(model, breaks, torch.eye(2), encoder=encoder, batch_size=2)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), state, strict=True))
+
+
+def test_scales_that_are_not_numbers_are_named_by_step():
+    model, encoder = autoencoder()
+    encoder.network.bias.data.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="scale must be above 0, got nan, in epoch 1"):
+        fit(model, lambda m, q, x: elbo(m, x, q), torch.eye(2), encoder=encoder, batch_size=2)
+
+
+def test_an_objective_that_changes_the_data_is_refused_as_if_it_had_been_given_the_changed_data():
+    model, encoder = autoencoder()
+    changes = {"a new tensor": lambda x: x / 2, "in place": lambda x: x.div_(2), "rows": lambda x: x[:, [0, 1]] * 0.5}
+    for change in changes.values():
+        fit(model, lambda m, q, x: elbo(m, x, q), torch.eye(2), encoder=encoder, batch_size=2, num_epochs=1)
+        with pytest.raises(ValueError, match="x must be 0 or 1"):
+            fit(model, lambda m, q, x: elbo(m, change(x), q), torch.eye(2), encoder=encoder, batch_size=2)  # noqa: B023
+
+
+def test_data_are_looked_at_again_once_they_are_written_to():
+    (model, encoder), x = autoencoder(), torch.eye(2)
+    elbo(model, x, encoder)
+    x[0, 0] = 0.5
+    for again in (x, copy.deepcopy(x)):
+        with pytest.raises(ValueError, match="x must be 0 or 1"):
+            elbo(model, again, encoder)
+
+
+def test_data_that_the_model_cannot_have_produced_are_no_breakdown_of_the_training():
+    model, encoder = autoencoder()
+    with pytest.raises(ValueError, match="x must be 0 or 1") as caught:
+        fit(model, lambda m, q, x: elbo(m, x, q), torch.eye(2) / 2, encoder=encoder, batch_size=2)
+    assert not isinstance(caught.value, NonFiniteError)
 
 
 def test_a_broken_gradient_is_named_by_parameter():

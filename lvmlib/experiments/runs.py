@@ -148,7 +148,7 @@ class Run:
             group["lr"] = rate * decay(self.share)
         try:
             values = self.objective(self.model, self.encoder, x)
-        except ValueError as error:  # the library refuses weights and scales that are not numbers
+        except NonFiniteError as error:  # the weights or the scales that the objective met
             raise NonFiniteError(f"{self._where()}: {error}{broken_terms(self.model, self.encoder, x)}") from error
         for parameter in self.named.values():
             parameter.grad = None

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lvmlib import datasets
-from lvmlib.bounds import kl_to_prior
+from lvmlib.bounds import elbo_analytic_kl
 from lvmlib.contracts import check_count, check_positive
 from lvmlib.gradients import doubly_reparameterized, iwae_pathwise, objective
-from lvmlib.importance import draw
 from lvmlib.models import BernoulliDecoder, GaussianLatentModel, mlp
 from lvmlib.proposals import GaussianEncoder
 from lvmlib.training import ADAM, Objective
@@ -76,19 +74,8 @@ class TrustingModel(GaussianLatentModel):
         return self.likelihood(z).log_prob(x)
 
 
-def lean_elbo(model: GaussianLatentModel, encoder: GaussianEncoder, x: Tensor, num_samples: int) -> Tensor:
-    """Return what `elbo_analytic_kl` does, shape ``(B,)``, without the scores that it does not need.
-
-    >>> model, encoder = networks(Settings.of("digits"))
-    >>> lean_elbo(model, encoder, torch.ones(5, 64), num_samples=3).shape
-    torch.Size([5])
-    """
-    q = encoder(x)
-    return model.log_likelihood(x, draw(q, num_samples)).mean(0) - kl_to_prior(q, model)
-
-
 OBJECTIVES: dict[str, Callable[[int], Objective]] = {
-    "elbo": lambda k: functools.partial(lean_elbo, num_samples=k),
+    "elbo": lambda k: lambda model, encoder, x: elbo_analytic_kl(model, x, encoder, k),
     "iwae": lambda k: objective(iwae_pathwise, k),
     "dreg": lambda k: objective(doubly_reparameterized, k),
 }
