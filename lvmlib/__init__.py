@@ -1,6 +1,6 @@
 """Small, tested library of the lecture notes on latent variable models: everything is a function of log w."""
 
-from lvmlib.ais import annealed_log_weights
+from lvmlib.ais import annealed_log_weights, reverse_annealed_log_weights
 from lvmlib.autoregressive import AutoregressiveModel
 from lvmlib.bounds import elbo, elbo_analytic_entropy, elbo_analytic_kl, iwae_bound, kl_to_prior
 from lvmlib.exact import (
@@ -109,6 +109,7 @@ __all__ = [
     "posterior_proposal",
     "prior_proposal",
     "relax",
+    "reverse_annealed_log_weights",
     "reweighted_wake_sleep",
     "score",
     "score_function",

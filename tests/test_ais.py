@@ -16,9 +16,9 @@ from lvmlib import (
     log_marginal_estimate,
     log_mean_exp,
     prior_proposal,
+    reverse_annealed_log_weights,
 )
 from lvmlib import ais as module
-from lvmlib.ais import reverse_annealed_log_weights
 from lvmlib.quadrature import Grid
 from tests.conftest import X_DIM
 
