@@ -10,7 +10,7 @@ export URL
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment book test check selftest mutants resolve look table url clean distclean
+.PHONY: help environment book test check selftest mutants resolve look table bench url clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,10 @@ look: environment  ## keep screenshots of the built pages, light, dark and phone
 table: environment  ## train, evaluate and compare the runs of the MNIST table: many hours, and goes on where it stopped; SHORT=1: a minute on digits
 	@$(VENV_PYTHON) -m lvmlib table $(if $(SHORT),runs/short --short --resume,runs/mnist --full --resume --force --output lvmlib/data/mnist_table.json --keep lvmlib/data)
 
+bench:  ## compare lvmlib's speed with its peers', in an environment of its own: eight minutes on an idle core; SHORT=1: seconds
+	@$(PYTHON) tools/environment.py bench
+	@.venv-bench/bin/python tools/bench $(if $(SHORT),--short)
+
 url: environment  ## change the repository's address everywhere: make url URL=https://github.com/OWNER/NAME
 	@$(VENV_PYTHON) tools/set_url.py "$$URL"
 
@@ -50,5 +54,5 @@ clean:  ## remove what was built and all caches
 	rm -rf _build build dist lvmlib.egg-info .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-distclean: clean  ## also remove the virtual environment
-	rm -rf .venv .venv-new-* .venv-old-*
+distclean: clean  ## also remove the virtual environments
+	rm -rf .venv .venv-bench .venv-new-* .venv-old-*

@@ -58,7 +58,7 @@ def pretend_venv(environment, root, monkeypatch):
         return 0, environment.text(sys.version_info[:3])
 
     monkeypatch.setattr(environment, "call", call)
-    monkeypatch.setattr(environment, "install", lambda root: calls.append(["install"]))
+    monkeypatch.setattr(environment, "install", lambda root, *which: calls.append(["install"]))
     return calls
 
 
@@ -149,7 +149,7 @@ def test_interrupted_installation_is_taken_up_by_the_next_call(environment, chec
     calls = pretend_venv(environment, checkout, monkeypatch)
     install = environment.install
 
-    def interrupted(root):
+    def interrupted(root, *which):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(environment, "install", interrupted)

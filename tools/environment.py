@@ -1,7 +1,9 @@
 """Make or re-use the virtual environment `.venv` that builds and tests the book.
 
-Run it with any Python: `python3 tools/environment.py`. It needs only the standard library, and its syntax is old on
-purpose (no f-strings, no annotations), so that a Python that is too old still reads it and says one clear sentence.
+Run it with any Python: `python3 tools/environment.py`. With the argument `bench` it makes `.venv-bench`, which holds
+what lvmlib's speed is compared with (`requirements-bench.txt`) and takes lvmlib from the checkout. It needs only the
+standard library, and its syntax is old on purpose (no f-strings, no annotations), so that a Python that is too old
+still reads it and says one clear sentence.
 
 Exit status: 0 the environment is ready, 1 something could not be installed, 2 this Python cannot make it.
 """
@@ -19,6 +21,8 @@ import tempfile
 OLDEST = (3, 11)
 NEWEST = (3, 14)  # the newest version that the pinned packages have been resolved for
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BOOK = (".venv", "requirements.txt")
+BENCH = (".venv-bench", "requirements-bench.txt")
 TEMPORARY = ".venv-new-"
 RETIRED = ".venv-old-"
 MARKER = "lvmbook.json"
@@ -104,10 +108,10 @@ def read(path):
         return stream.read()
 
 
-def fingerprint(root):
+def fingerprint(root, requirements="requirements.txt"):
     """A hash of all that decides what the environment holds."""
     digest = hashlib.sha256()
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in (requirements, "pyproject.toml"):
         digest.update(read(os.path.join(root, name)) + b"\0")
     # The version of lvmlib is part of its installed metadata; its other lines reach the environment without installing.
     package = os.path.join(root, "lvmlib", "__init__.py")
@@ -179,10 +183,10 @@ def correct_paths(folder, old, new):
                 stream.write(changed)
 
 
-def create(root):
+def create(root, venv=".venv"):
     """Make the empty environment under a temporary name and move it into place once its pip works."""
     check_venv()
-    target = os.path.join(root, ".venv")
+    target = os.path.join(root, venv)
     temporary = tempfile.mkdtemp(prefix=TEMPORARY, dir=root)
     try:
         status, output = call([sys.executable, "-I", "-m", "venv", temporary])
@@ -230,15 +234,17 @@ def show_progress(command, root, total):
     return process.returncode
 
 
-def install(root):
-    """Install the pinned packages, then lvmlib itself as an editable package."""
-    folder = os.path.join(root, ".venv")
+def install(root, venv=".venv", requirements="requirements.txt"):
+    """Install the pinned packages, then, for the book, lvmlib itself as an editable package."""
+    folder = os.path.join(root, venv)
     pip = [venv_python(folder), "-I", "-m", "pip"]
     options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    pinned = len(re.findall(b"(?m)^[A-Za-z0-9_.-]+==", read(os.path.join(root, "requirements.txt"))))
-    say("installing requirements.txt into .venv: {} pinned packages".format(pinned))
-    if show_progress(pip + ["install"] + options + ["-r", "requirements.txt"], root, pinned) != 0:
-        raise Failed("pip could not install requirements.txt (its last lines are above)")
+    pinned = len(re.findall(b"(?m)^[A-Za-z0-9_.-]+==", read(os.path.join(root, requirements))))
+    say("installing {} into {}: {} pinned packages".format(requirements, venv, pinned))
+    if show_progress(pip + ["install"] + options + ["-r", requirements], root, pinned) != 0:
+        raise Failed("pip could not install {} (its last lines are above)".format(requirements))
+    if venv != ".venv":
+        return
     # setuptools is pinned too, so nothing has to be fetched to build lvmlib.
     editable = ["install", "--no-deps", "--no-build-isolation", "-e", "."]
     question = "import importlib.util; print(importlib.util.find_spec('lvmlib').origin)"
@@ -253,35 +259,35 @@ def install(root):
             raise Failed("the new environment could not {} (the reason is above)".format(step))
 
 
-def ensure(root):
-    """Bring `.venv` in `root` to the state that the files ask for, doing as little as possible."""
+def ensure(root, venv=".venv", requirements="requirements.txt"):
+    """Bring an environment in `root` to the state that the files ask for, doing as little as possible."""
     check_python(sys.version_info)
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in (requirements, "pyproject.toml"):
         if not os.path.isfile(os.path.join(root, name)):
             raise Refused("{} has no {}; run this from a complete checkout".format(root, name))
-    folder = os.path.join(root, ".venv")
-    inputs = fingerprint(root)
+    folder = os.path.join(root, venv)
+    inputs = fingerprint(root, requirements)
     reason = why_not_usable(folder, root) if os.path.lexists(folder) else "there is none"
     if reason:
-        say("making .venv with Python {} ({})".format(text(sys.version_info[:3]), reason))
-        create(root)
+        say("making {} with Python {} ({})".format(venv, text(sys.version_info[:3]), reason))
+        create(root, venv)
     elif read_marker(folder).get("inputs") == inputs:
         return
     # The marker loses its hash first: an installation that is cut short is taken up by the next call.
     write_marker(folder, root, None)
-    install(root)
+    install(root, venv, requirements)
     write_marker(folder, root, inputs)
-    say(".venv is ready")
+    say("{} is ready".format(venv))
 
 
 def stop(number, frame):
     raise KeyboardInterrupt
 
 
-def main(root=ROOT):
+def main(root=ROOT, which=BOOK):
     try:
         signal.signal(signal.SIGTERM, stop)
-        ensure(root)
+        ensure(root, *which)
     except Refused as error:
         sys.stderr.write("{}\n".format(error))
         return 2
@@ -295,4 +301,4 @@ def main(root=ROOT):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(which=BENCH if sys.argv[1:] == ["bench"] else BOOK))
