@@ -7,7 +7,9 @@ import os
 import pytest
 import torch
 
-from lvmlib.experiments import closing_table, results, tighter_bounds
+from lvmlib.datasets import mnist_sample
+from lvmlib.experiments import closing_table, results, tables, tighter_bounds
+from lvmlib.experiments.evaluation import by_importance_sampling
 from lvmlib.experiments.results import ResultError, provenance, read_result, write_result
 
 
@@ -37,7 +39,7 @@ def test_rows_stand_on_one_line_and_texts_stay_as_they_are(tmp_path):
 
 
 def test_an_unknown_result_is_refused_with_the_names_that_exist():
-    known = r"\['closing_table', 'reference_cases', 'tighter_bounds'\]"
+    known = r"\['benchmark', 'closing_table', 'mnist_table', 'reference_cases', 'tighter_bounds'\]"
     with pytest.raises(ResultError, match=rf"name must be one of {known}, got 'table'"):
         read_result("table")
 
@@ -100,3 +102,38 @@ def test_the_committed_trainings_are_those_of_the_command():
 def test_results_are_small():
     folder = os.path.dirname(results.__file__) + "/../data"
     assert all(entry.stat().st_size < 100_000 for entry in os.scandir(folder) if entry.name.endswith(".json"))
+
+
+def test_the_mnist_table_has_its_rows_by_recipe_and_the_weights_that_it_speaks_of():
+    content = read_result("mnist_table")
+    rows = {row["run"]: row for row in content["rows"]}
+    assert rows.keys() <= tables.FULL.keys() and {"elbo-1", "iwae-5"} <= rows.keys()
+    for name, row in rows.items():
+        settings = tables.FULL[name].settings
+        assert (row["objective"], row["num_samples"], row["seed"]) == (
+            settings.objective,
+            settings.num_samples,
+            settings.seed,
+        )
+        assert (row["optimizer"], row["learning_rate"], row["batch_size"]) == (
+            settings.optimizer,
+            settings.learning_rate,
+            settings.batch_size,
+        )
+        assert row["starts_from"] == tables.FULL[name].start and row["num_samples_of_evaluation"] == 5000
+        assert row["elbo"][0] < row["log_likelihood"][0] < -80 and row["published"] == tables.PUBLISHED.get(
+            (row["objective"], row["num_samples"])
+        )
+        assert len(row["history"]["bound"]) == settings.num_epochs and len(row.get("sample_log_p", [0] * 500)) == 500
+        assert ("sample_log_p" in row) == (name in tables.KEPT)
+
+
+def test_the_kept_weights_give_the_kept_log_p():
+    """Thirty images with 200 draws: 5,000 draws, which the file has, are tighter by less than two nats."""
+    sample = mnist_sample()
+    for row in read_result("mnist_table")["rows"]:
+        if "sample_log_p" in row:
+            torch.manual_seed(0)
+            found = by_importance_sampling(*tables.pretrained(row["run"]), sample.x[::17], 200)["log_p"]
+            difference = found - torch.tensor(row["sample_log_p"])[::17]
+            assert -2 < difference.mean() < 0.3 and difference.std() < 2

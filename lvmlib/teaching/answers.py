@@ -425,6 +425,63 @@ DREG = Exercise(
 )
 
 
+# ---------------------------------------------------------- 10.2, log p(x) between forward and backward annealed chains
+
+
+def _log_mean(log_w: Tensor) -> Tensor:
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+def _sandwich(forward: Tensor, back: Tensor) -> Tensor:
+    return torch.stack([_log_mean(forward), -_log_mean(-back)])
+
+
+SANDWICH = Exercise(
+    reference=_sandwich,
+    cases=(
+        (numbers(5, 3, seed=70), numbers(4, 3, seed=71) + 1),
+        (numbers(6, 2, seed=72) * 3 - 1000, numbers(3, 2, seed=73) * 3 - 990),
+    ),
+    wrong={
+        "The rows are swapped: the forward chains bound from below.": lambda f, b: _sandwich(f, b).flip(0),
+        "You averaged the weights of the backward chains; it is their inverses whose mean is known.": (
+            lambda f, b: torch.stack([_log_mean(f), _log_mean(b)])
+        ),
+        "Your upper bound is log of the mean inverse weight: its sign is missing.": (
+            lambda f, b: torch.stack([_log_mean(f), _log_mean(-b)])
+        ),
+        "You averaged the inverse weights of the forward chains too.": (
+            lambda f, b: torch.stack([-_log_mean(-f), -_log_mean(-b)])
+        ),
+        "The chains are swapped: forward ones bound from below.": lambda f, b: _sandwich(b, f),
+        "Both rows are made of forward chains; those that walk back bound from above.": lambda f, b: _sandwich(f, f),
+        "Both rows are made of backward chains; the forward ones bound from below.": lambda f, b: _sandwich(b, b),
+        "These are bounds, but not tightened: you averaged the logarithms.": (
+            lambda f, b: torch.stack([f.mean(0), b.mean(0)])
+        ),
+        "You summed over the chains: the logarithms of their numbers are missing.": (
+            lambda f, b: torch.stack([f.logsumexp(0), -(-b).logsumexp(0)])
+        ),
+        "The logarithm of the number of backward chains has the wrong sign.": (
+            lambda f, b: torch.stack([_log_mean(f), -(-b).logsumexp(0) - math.log(len(b))])
+        ),
+        "There may be fewer backward chains than forward ones: each bound has its own number.": (
+            lambda f, b: torch.stack([_log_mean(f), math.log(len(f)) - (-b).logsumexp(0)])
+        ),
+        "You kept the best forward chain and the lowest backward one; the bounds are means.": (
+            lambda f, b: torch.stack([f.amax(0), b.amin(0)])
+        ),
+        "For log-weights near −1000 the exponential underflows: take the largest out first.": (
+            lambda f, b: torch.stack([f.exp().mean(0).log(), -(-b).exp().mean(0).log()])
+        ),
+        "These are bounds on p(x), not on its logarithm.": lambda f, b: _sandwich(f, b).exp(),
+        "You averaged over the data points: each has its own bounds.": lambda f, b: _sandwich(f, b).mean(1),
+        "Rows and columns are swapped: the bounds are the rows.": lambda f, b: _sandwich(f, b).T,
+        "The bounds stand one behind the other, not one below the other.": lambda f, b: _sandwich(f, b).flatten(),
+    },
+)
+
+
 # ------------------------------------------------------------- 11.2, the estimate of log p(x) from a table of losses
 
 LOG_MARGINAL = Exercise(
@@ -482,5 +539,6 @@ EXERCISES = {
     "6.3": TRANSPORT,
     "7.2": LEAVE_ONE_OUT,
     "8.2": DREG,
+    "10.2": SANDWICH,
     "11.2": LOG_MARGINAL,
 }
