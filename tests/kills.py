@@ -103,6 +103,7 @@ def forked(work):
             os.close(reader)
             os.dup2(writer, 1)
             os.dup2(writer, 2)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
             status = work()
         except SystemExit as error:
             status = error.code

@@ -334,6 +334,12 @@ def test_the_full_table_makes_warm_starts_and_keeps_weights_and_log_p_of_a_sampl
     assert not any(parameter.requires_grad for parameter in named.values())
     with pytest.raises(ValueError, match="name must be elbo-1 or iwae-5 or iwae-50, got 'elbo-2'"):
         tables.pretrained("elbo-2")
+    (tmp_path / "full" / "iwae-5" / runs.CHECKPOINT).unlink()
+    again = ["--full", "--resume", "--force", *kept]
+    assert call(capsys, "table", tmp_path / "full", *again)[0] == 0  # the weights were kept before
+    (tmp_path / "iwae-5.lvm").write_bytes((tmp_path / "elbo-1.lvm").read_bytes())
+    status, _, err = call(capsys, "table", tmp_path / "full", *again)
+    assert status == 1 and "iwae-5.lvm: is of another run than" in err
     recipes["elbo-1"] = dataclasses.replace(recipes["elbo-1"], settings=of("elbo", 2))
     (tmp_path / "full" / "elbo-1" / runs.RESULT).unlink()
     status, _, err = call(capsys, "table", tmp_path / "full", "--full", "--resume")

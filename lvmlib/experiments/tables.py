@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from lvmlib.experiments import checkpoints
+from lvmlib.experiments.checkpoints import CheckpointError
 from lvmlib.experiments.evaluation import evaluate, mean_and_error, spread
 from lvmlib.experiments.results import ResultError
-from lvmlib.experiments.runs import EVALUATION, RESULT, Stopped, advance, begin, load_trained, restore, used
-from lvmlib.experiments.settings import OBJECTIVES, Settings, networks
+from lvmlib.experiments.runs import CHECKPOINT, EVALUATION, RESULT, Stopped, advance, begin, load_trained, restore, used
+from lvmlib.experiments.settings import OBJECTIVES, Settings, fingerprint, networks
 from lvmlib.models import GaussianLatentModel
 from lvmlib.proposals import GaussianEncoder
 from lvmlib.training import trained_parameters
@@ -268,14 +269,20 @@ def keep(folder: Path, names: tuple[str, ...], data: Path, table: list[dict]) ->
         names: of the runs; those that the table lacks are skipped.
         data: folder that gets one file per run.
         table: the rows, which are changed in place.
+
+    Raises:
+        CheckpointError: a run has no checkpoint, and its weights were not kept before.
     """
     for row in table:
         if row["run"] in names:
-            path = Path(folder) / row["run"]
-            settings, _, _, content = load_trained(path)
-            kept = {"settings": dataclasses.asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}}
-            checkpoints.save(weights_file(data, row["run"]), kept | {"averaged": content["averaged"]})
-            checkpoints.previous(weights_file(data, row["run"])).unlink(missing_ok=True)
+            path, file = Path(folder) / row["run"], weights_file(data, row["run"])
+            if (path / CHECKPOINT).exists():
+                settings, _, _, content = load_trained(path)
+                kept = {"settings": dataclasses.asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}}
+                checkpoints.save(file, kept | {"averaged": content["averaged"]})
+                checkpoints.previous(file).unlink(missing_ok=True)
+            elif fingerprint(checkpoints.load(file)["averaged"]) != _read(path / RESULT)["averaged_sha256"]:
+                raise CheckpointError(f"{file}: is of another run than {path}, which has no checkpoint")
             per_image = torch.tensor(_read(path / EVALUATION)["per_image"], dtype=torch.float64)
             row["sample_log_p"] = spread(per_image, SAMPLE).tolist()
 
