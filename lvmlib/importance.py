@@ -18,7 +18,7 @@ from lvmlib.weights import log_mean_exp
 
 FOR_ANY_LAW = "score_function, learned_baseline, leave_one_out, vimco and reweighted_wake_sleep"
 CHUNK_ROWS = 2**16  # z's per chunk: bounds the hidden layers of a decoder
-CHUNK_NUMBERS = 2**20  # pixels of x or coordinates of z per chunk of samples: about 4 MB, which stays in cache
+CHUNK_NUMBERS = 2**19  # pixels of x or coordinates of z per chunk of samples: about 2 MB, which stays in cache
 
 
 class Draw(NamedTuple):
