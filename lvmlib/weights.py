@@ -65,11 +65,11 @@ def log_mean_exp(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
     """
     weights, shift = _shifted_weights(log_w)
     # weights far too small for a sum with the largest, 1, to see are made 0: the gradients that they multiply would be
-    # denormal numbers, with which matrix products take two to three times as long
+    # denormal numbers, with which matrix products take two to three times as long; and a column of zeros, whose mean
+    # has an infinite slope in the logarithm, gets the gradient 0 instead of NaN
     weights = torch.where(weights > torch.finfo(weights.dtype).tiny ** 0.5, weights, 0.0)
     mean = weights.mean(0)
-    # the inner `where` keeps the gradient of an all-zero column 0 instead of NaN
-    log_mean = torch.where(mean > 0, mean, 1.0).log()
+    log_mean = mean.log()
     return torch.where(mean > 0, log_mean + shift[0], -math.inf)
 
 
