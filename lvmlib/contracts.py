@@ -6,9 +6,7 @@ import reprlib
 import typing
 
 import torch
-from jaxtyping import AbstractArray, Float, Shaped, jaxtyped
-
-USUAL_FLOATS = frozenset({torch.float32, torch.float64})
+from jaxtyping import AbstractArray, jaxtyped
 
 
 def describe(value: object) -> str:
@@ -24,26 +22,6 @@ def _arrays(annotation: object) -> list[type]:
     return [member for member in members if isinstance(member, type) and issubclass(member, AbstractArray)]
 
 
-def _plain(annotation: object) -> tuple[bool, tuple[str, ...]] | None:
-    """Return whether an array is floating and the names of its axes, where names are all that its shape says."""
-    if _arrays(annotation) != [annotation] or annotation.dtype not in (Float, Shaped):
-        return None
-    names = tuple(annotation.dim_str.split())
-    plain = all(name.isidentifier() for name in names[:-1]) and names[-1:] != ("...",)
-    return (annotation.dtype is Float, names) if plain and all(n.strip("*").isidentifier() for n in names) else None
-
-
-def _fits(value: object, plain: tuple[bool, tuple[str, ...]], sizes: dict[str, object]) -> bool:
-    """Return whether a tensor has the shape that the names ask for, given the sizes so far, which are added to."""
-    floating, names = plain
-    if not isinstance(value, torch.Tensor) or (floating and value.dtype not in USUAL_FLOATS):
-        return False
-    shape = tuple(value.shape)
-    if names and names[-1][0] == "*" and len(shape) >= len(names) - 1:
-        shape = (*shape[: len(names) - 1], shape[len(names) - 1 :])
-    return len(shape) == len(names) and all(sizes.setdefault(name, size) == size for name, size in zip(names, shape))
-
-
 def checked(function):
     """Turn a violated shape or dtype annotation of a public function into a ``ValueError`` that names the argument.
 
@@ -52,35 +30,17 @@ def checked(function):
     Traceback (most recent call last):
     ValueError: log_mean_exp: log_w must be Float[Tensor, 'k b'], got (3,) torch.float32
     """
-    parameters = inspect.signature(function).parameters
-    arrays = [
-        (place, name, p.annotation) for place, (name, p) in enumerate(parameters.items()) if _arrays(p.annotation)
-    ]
-    allowed_arrays = {name: _arrays(annotation) for _, name, annotation in arrays}
-    plain = [(place, name, _plain(annotation)) for place, name, annotation in arrays]
+    signature = inspect.signature(function)
+    arrays = {name: _arrays(p.annotation) for name, p in signature.parameters.items() if _arrays(p.annotation)}
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
-        # legal arguments are told from their shapes in a few microseconds; jaxtyping, which takes a hundred, decides
-        # about all others
-        seen: dict[str, object] = {}
-        if all(
-            names is not None and _fits(args[place] if place < len(args) else kwargs.get(name), names, seen)
-            for place, name, names in plain
-        ):
-            return function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         sizes: dict[str, int] = {}
         with jaxtyped("context"):
-            # by hand, because `inspect.signature(…).bind` takes longer than all the checks
-            for place, name, annotation in arrays:
-                if place < len(args):
-                    value = args[place]
-                elif name in kwargs:
-                    value = kwargs[name]
-                else:
-                    continue  # a default, or missing, which the call will say
-                allowed = allowed_arrays[name]
-                if not isinstance(value, annotation):
+            for name, allowed in arrays.items():
+                value = bound.arguments.get(name, signature.parameters[name].default)
+                if not isinstance(value, signature.parameters[name].annotation):
                     raise ValueError(_message(function, name, allowed[0], value, sizes))
                 if isinstance(value, torch.Tensor):
                     sizes.update(zip(allowed[0].dim_str.split(), value.shape, strict=False))

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from lvmlib.experiments import checkpoints, cli, runs, settings, tables
+from lvmlib.experiments import checkpoints, cli, kept, recipes, runs, settings, tables
 from tests.kills import SETTINGS, TINY
 
 TRAIN = [*SETTINGS, "--quiet"]
@@ -296,8 +296,8 @@ def test_the_short_table_trains_and_evaluates_small_runs_and_can_go_on(capsys, t
     options = {"num_samples": 5, "num_images": 10, "ais_images": 0}
     pairs = {"elbo-1": ("elbo", 1), "dreg-2": ("dreg", 2)}
     of = lambda name, k: settings.Settings.of("digits", objective=name, num_samples=k, num_epochs=1)  # noqa: E731
-    recipes = {name: tables.Recipe(of(*pair), None, options) for name, pair in pairs.items()}
-    monkeypatch.setattr(tables, "SHORT", recipes)
+    short = {name: recipes.Recipe(of(*pair), None, options) for name, pair in pairs.items()}
+    monkeypatch.setattr(recipes, "SHORT", short)
     status, out, err = call(capsys, "table", tmp_path / "short", "--short")
     assert status == 0 and [line.split()[1] for line in out.splitlines()[2:]] == ["elbo-1", "dreg-2"]
     assert "elbo-1: training" in err and "dreg-2: evaluation" in err
@@ -313,47 +313,47 @@ def test_the_full_table_makes_warm_starts_and_keeps_weights_and_log_p_of_a_sampl
     options = {"num_samples": 5, "ais_images": 0}
     small = {"num_epochs": 1, "z_dim": 2, "hidden_dims": (3,)}
     of = lambda objective, k: settings.Settings.of("digits", objective=objective, num_samples=k, **small)  # noqa: E731
-    recipes = {"elbo-1": tables.Recipe(of("elbo", 1), None, options)}
-    recipes |= {"iwae-5": tables.Recipe(of("iwae", 5), "elbo-1", options)}
-    monkeypatch.setattr(tables, "FULL", recipes)
-    monkeypatch.setattr(tables, "SAMPLE", 7)
-    monkeypatch.setattr(tables, "weights_file", lambda data, name: tmp_path / f"{name}.lvm")
-    kept = ["--keep", tmp_path, "--output", tmp_path / "table.json"]
-    status, _, err = call(capsys, "table", tmp_path / "full", "--full", *kept)
+    full = {"elbo-1": recipes.Recipe(of("elbo", 1), None, options)}
+    full |= {"iwae-5": recipes.Recipe(of("iwae", 5), "elbo-1", options)}
+    monkeypatch.setattr(recipes, "FULL", full)
+    monkeypatch.setattr(kept, "SAMPLE", 7)
+    monkeypatch.setattr(kept, "weights_file", lambda data, name: tmp_path / f"{name}.lvm")
+    options = ["--keep", tmp_path, "--output", tmp_path / "table.json"]
+    status, _, err = call(capsys, "table", tmp_path / "full", "--full", *options)
     assert status == 0, err
     rows = {row["run"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
     assert rows["iwae-5"]["starts_from"] == "elbo-1" and rows["iwae-5"]["epochs"] == 2
     per_image = json.loads((tmp_path / "full" / "iwae-5" / runs.EVALUATION).read_text())["per_image"]
     assert rows["iwae-5"]["sample_log_p"] == [per_image[number] for number in (0, 60, 120, 180, 239, 299, 359)]
     assert not list(tmp_path.glob("*.previous.lvm"))
-    model, encoder = tables.pretrained("iwae-5")
+    model, encoder = kept.pretrained("iwae-5")
     nets = {"model": model, "encoder": encoder}
     named = {f"{part}.{name}": value for part, net in nets.items() for name, value in net.named_parameters()}
     result = json.loads((tmp_path / "full" / "iwae-5" / runs.RESULT).read_text())
     assert runs.fingerprint(named) == result["averaged_sha256"]
     assert not any(parameter.requires_grad for parameter in named.values())
     with pytest.raises(ValueError, match="name must be elbo-1 or iwae-5 or iwae-50, got 'elbo-2'"):
-        tables.pretrained("elbo-2")
+        kept.pretrained("elbo-2")
     (tmp_path / "full" / "iwae-5" / runs.CHECKPOINT).unlink()
-    again = ["--full", "--resume", "--force", *kept]
+    again = ["--full", "--resume", "--force", *options]
     assert call(capsys, "table", tmp_path / "full", *again)[0] == 0  # the weights were kept before
     (tmp_path / "iwae-5.lvm").write_bytes((tmp_path / "elbo-1.lvm").read_bytes())
     status, _, err = call(capsys, "table", tmp_path / "full", *again)
     assert status == 1 and "iwae-5.lvm: is of another run than" in err
-    recipes["elbo-1"] = dataclasses.replace(recipes["elbo-1"], settings=of("elbo", 2))
+    full["elbo-1"] = dataclasses.replace(full["elbo-1"], settings=of("elbo", 2))
     (tmp_path / "full" / "elbo-1" / runs.RESULT).unlink()
     status, _, err = call(capsys, "table", tmp_path / "full", "--full", "--resume")
     assert status == 2 and "num_samples is 1 there, not 2" in err
 
 
 def test_the_recipes_of_the_full_table_start_from_runs_before_them_and_use_all_images():
-    names = list(tables.FULL)
-    for name, recipe in tables.FULL.items():
+    names = list(recipes.FULL)
+    for name, recipe in recipes.FULL.items():
         assert recipe.start is None or names.index(recipe.start) < names.index(name)
         assert recipe.settings.num_validation == 0 and recipe.settings.data == "mnist"
         assert (recipe.settings.z_dim, recipe.settings.hidden_dims) == (50, (200, 200))
         assert name.startswith(f"{recipe.settings.objective}-{recipe.settings.num_samples}")
-    assert set(tables.KEPT) <= set(names)
+    assert set(kept.KEPT) <= set(names)
 
 
 def test_a_number_that_is_none_is_one_line_and_status_1(capsys, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvmlib.datasets import mnist_sample
-from lvmlib.experiments import closing_table, results, tables, tighter_bounds
+from lvmlib.experiments import closing_table, kept, recipes, results, tables, tighter_bounds
 from lvmlib.experiments.evaluation import by_importance_sampling
 from lvmlib.experiments.results import ResultError, provenance, read_result, write_result
 
@@ -107,9 +107,9 @@ def test_results_are_small():
 def test_the_mnist_table_has_its_rows_by_recipe_and_the_weights_that_it_speaks_of():
     content = read_result("mnist_table")
     rows = {row["run"]: row for row in content["rows"]}
-    assert rows.keys() <= tables.FULL.keys() and {"elbo-1", "iwae-5"} <= rows.keys()
+    assert rows.keys() <= recipes.FULL.keys() and {"elbo-1", "iwae-5"} <= rows.keys()
     for name, row in rows.items():
-        settings = tables.FULL[name].settings
+        settings = recipes.FULL[name].settings
         assert (row["objective"], row["num_samples"], row["seed"]) == (
             settings.objective,
             settings.num_samples,
@@ -120,12 +120,12 @@ def test_the_mnist_table_has_its_rows_by_recipe_and_the_weights_that_it_speaks_o
             settings.learning_rate,
             settings.batch_size,
         )
-        assert row["starts_from"] == tables.FULL[name].start and row["num_samples_of_evaluation"] == 5000
+        assert row["starts_from"] == recipes.FULL[name].start and row["num_samples_of_evaluation"] == 5000
         assert row["elbo"][0] < row["log_likelihood"][0] < -80 and row["published"] == tables.PUBLISHED.get(
             (row["objective"], row["num_samples"])
         )
         assert len(row["history"]["bound"]) == settings.num_epochs and len(row.get("sample_log_p", [0] * 500)) == 500
-        assert ("sample_log_p" in row) == (name in tables.KEPT)
+        assert ("sample_log_p" in row) == (name in kept.KEPT)
 
 
 def test_the_kept_weights_give_the_kept_log_p():
@@ -134,6 +134,6 @@ def test_the_kept_weights_give_the_kept_log_p():
     for row in read_result("mnist_table")["rows"]:
         if "sample_log_p" in row:
             torch.manual_seed(0)
-            found = by_importance_sampling(*tables.pretrained(row["run"]), sample.x[::17], 200)["log_p"]
+            found = by_importance_sampling(*kept.pretrained(row["run"]), sample.x[::17], 200)["log_p"]
             difference = found - torch.tensor(row["sample_log_p"])[::17]
             assert -2 < difference.mean() < 0.3 and difference.std() < 2

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lvmlib.experiments import checkpoints, runs, tables
+from lvmlib.experiments import checkpoints, kept, recipes, runs, tables
 from lvmlib.experiments.evaluation import evaluate
 from lvmlib.experiments.results import ResultError, provenance, write_result
 from lvmlib.experiments.runs import CHECKPOINT, EVALUATION, Stopped
@@ -291,11 +291,11 @@ def compare(options: argparse.Namespace, command: str) -> int:
     if options.keep is not None and not options.keep.is_dir():
         raise FileNotFoundError(f"{options.keep}: there is no such folder")
     if options.short or options.full:
-        recipes = tables.SHORT if options.short else tables.FULL
+        chosen = recipes.SHORT if options.short else recipes.FULL
         with Signals() as signals:
             try:
                 shown = _shown(options) | {"say": _say}
-                tables.make_runs(recipes, options.folder, resume=options.resume, stop=signals, command=command, **shown)
+                recipes.make_runs(chosen, options.folder, resume=options.resume, stop=signals, command=command, **shown)
             except Stopped as stopped:
                 _say(f"{stopped}; go on with --resume")
                 return 128 + signals.caught
@@ -309,7 +309,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
     rows = tables.rows(found)
     print(tables.markdown(rows))
     if options.keep is not None:
-        tables.keep(options.folder, tables.KEPT, options.keep, rows)
+        kept.keep(options.folder, kept.KEPT, options.keep, rows)
     if options.output is not None:
         write_result(options.output, provenance(command) | {"rows": rows}, rows=True)
     return DONE

@@ -1,22 +1,14 @@
-"""A table that compares finished runs, made from their result files, and the recipes of the runs that make it."""
+"""A table that compares finished runs, made from their result files."""
 
-import dataclasses
-import importlib.resources
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from lvmlib.experiments import checkpoints
-from lvmlib.experiments.checkpoints import CheckpointError
-from lvmlib.experiments.evaluation import evaluate, mean_and_error, spread
+from lvmlib.experiments.evaluation import mean_and_error
 from lvmlib.experiments.results import ResultError
-from lvmlib.experiments.runs import CHECKPOINT, EVALUATION, RESULT, Stopped, advance, begin, load_trained, restore, used
-from lvmlib.experiments.settings import OBJECTIVES, Settings, fingerprint, networks
-from lvmlib.models import GaussianLatentModel
-from lvmlib.proposals import GaussianEncoder
-from lvmlib.training import trained_parameters
+from lvmlib.experiments.runs import EVALUATION, RESULT, used
+from lvmlib.experiments.settings import OBJECTIVES
 
 # Burda, Grosse and Salakhutdinov (2016), Table 1: one stochastic layer, dynamic binarization, K = 5,000, nats
 PUBLISHED = {
@@ -40,7 +32,6 @@ RERUN = {
     ("dreg", 50): -84.32,
 }
 PUBLISHED_SIZES = {"data": "mnist", "z_dim": 50, "hidden_dims": [200, 200]}
-SAMPLE = 500  # test images whose log p(x) is kept one by one where the weights are kept too
 FIRST = 1000  # test images that are easier than the rest of MNIST's
 HEAD = (
     "run",
@@ -59,50 +50,6 @@ HEAD = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a row of the table is made.
-
-    Args:
-        settings: of the run.
-        start: name of the run whose averaged parameters it begins with.
-        evaluation: options of `evaluate`.
-    """
-
-    settings: Settings
-    start: str | None = None
-    evaluation: Mapping = dataclasses.field(default_factory=dict)
-
-
-def _short(objective: str, num_samples: int) -> Recipe:
-    settings = Settings.of("digits", objective=objective, num_samples=num_samples, num_epochs=100)
-    return Recipe(settings, None, {"num_samples": 1000, "ais_images": 20, "ais_chains": 10, "ais_steps": 100})
-
-
-def _full(objective: str, num_samples: int, num_epochs: int, start: str | None = None, **given) -> Recipe:
-    usual = {"optimizer": "muon", "batch_size": 250, "num_validation": 0}
-    return Recipe(
-        Settings.of("mnist", objective=objective, num_samples=num_samples, num_epochs=num_epochs, **usual | given),
-        start,
-    )
-
-
-# A minute, on the bundled digits.
-SHORT = {f"{name}-{k}": _short(name, k) for name, k in (("elbo", 1), ("elbo", 5), ("iwae", 5), ("dreg", 5))}
-# Hours, on MNIST, in this order; the weights and log p(x) of those in KEPT come with the library.
-FULL = {
-    "elbo-1": _full("elbo", 1, 250),
-    "iwae-5": _full("iwae", 5, 80, "elbo-1", learning_rate=0.006),
-    "iwae-50": _full("iwae", 50, 25, "elbo-1", learning_rate=0.005),
-    "dreg-50": _full("dreg", 50, 25, "elbo-1", learning_rate=0.005),
-    "elbo-1-seed-1": _full("elbo", 1, 250, seed=1),
-    "elbo-1-seed-2": _full("elbo", 1, 250, seed=2),
-    "elbo-5": _full("elbo", 5, 80, "elbo-1", learning_rate=0.006),
-    "elbo-50": _full("elbo", 50, 25, "elbo-1", learning_rate=0.005),
-}
-KEPT = ("elbo-1", "iwae-5", "iwae-50")
-
-
 def finished(folder: Path) -> tuple[dict[str, tuple[dict, dict]], list[str]]:
     """Return the results of the runs in a folder, by name, and remarks on runs that have no place in a table.
 
@@ -119,7 +66,7 @@ def finished(folder: Path) -> tuple[dict[str, tuple[dict, dict]], list[str]]:
         elif not (path / EVALUATION).exists():
             remarks.append(f"{path}: is not evaluated; do so with: python -m lvmlib evaluate {path}")
         else:
-            run, evaluation = _read(path / RESULT), _read(path / EVALUATION)
+            run, evaluation = read(path / RESULT), read(path / EVALUATION)
             if run["averaged_sha256"] == evaluation["averaged_sha256"]:
                 found[path.name] = (run, evaluation)
             else:
@@ -215,109 +162,7 @@ def markdown(table: list[dict]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def make_runs(
-    recipes: Mapping[str, Recipe],
-    folder: Path,
-    *,
-    resume: bool,
-    stop: Callable[[], bool],
-    progress: bool,
-    say: Callable[[str], None],
-    command: str,
-) -> None:
-    """Train and evaluate the runs of some recipes, those that are not there yet.
-
-    Args:
-        recipes: by the name of the run, each after the one that it starts from.
-        folder: gets one folder per run.
-        resume: whether runs that are there may go on; otherwise they are refused.
-        stop, progress, say: as for `advance`.
-        command: what to note as the origin of the results.
-
-    Raises:
-        FileExistsError: the folder holds such a run, and `resume` is false.
-        SettingsError: a run that is there has other settings than its recipe.
-    """
-    folders = {name: Path(folder) / name for name in recipes}
-    if not resume:
-        for path in folders.values():
-            if used(path):
-                raise FileExistsError(f"{path}: holds a run already")
-    for name, path in folders.items():
-        recipe = recipes[name]
-        if not (path / RESULT).exists():
-            say(f"{path}: training")
-            if used(path):
-                given = dataclasses.asdict(recipe.settings) | {"hidden_dims": recipe.settings.hidden_dims}
-                run = restore(path, given={key: value for key, value in given.items() if key != "start"})
-            else:
-                start = None if recipe.start is None else folders[recipe.start]
-                run = begin(recipe.settings, path, command=command, init_from=start)
-            advance(run, stop=stop, progress=progress, say=say)
-        if not (path / EVALUATION).exists():
-            say(f"{path}: evaluation")
-            evaluate(path, progress=progress, command=command, **recipe.evaluation)
-        if stop():
-            raise Stopped("stopped between two runs")
-
-
-def keep(folder: Path, names: tuple[str, ...], data: Path, table: list[dict]) -> None:
-    """Keep the weights of some runs, and log p̂ of `SAMPLE` test images in their rows, to come with the library.
-
-    Args:
-        folder: holds the folders of the runs.
-        names: of the runs; those that the table lacks are skipped.
-        data: folder that gets one file per run.
-        table: the rows, which are changed in place.
-
-    Raises:
-        CheckpointError: a run has no checkpoint, and its weights were not kept before.
-    """
-    for row in table:
-        if row["run"] in names:
-            path, file = Path(folder) / row["run"], weights_file(data, row["run"])
-            if (path / CHECKPOINT).exists():
-                settings, _, _, content = load_trained(path)
-                kept = {"settings": dataclasses.asdict(settings) | {"hidden_dims": list(settings.hidden_dims)}}
-                checkpoints.save(file, kept | {"averaged": content["averaged"]})
-                checkpoints.previous(file).unlink(missing_ok=True)
-            elif fingerprint(checkpoints.load(file)["averaged"]) != _read(path / RESULT)["averaged_sha256"]:
-                raise CheckpointError(f"{file}: is of another run than {path}, which has no checkpoint")
-            per_image = torch.tensor(_read(path / EVALUATION)["per_image"], dtype=torch.float64)
-            row["sample_log_p"] = spread(per_image, SAMPLE).tolist()
-
-
-def weights_file(data: Path, name: str) -> Path:
-    """Return where the weights of a run are kept.
-
-    >>> weights_file(Path("data"), "iwae-50").name
-    'mnist-iwae-50.lvm'
-    """
-    return Path(data) / f"mnist-{name}.lvm"
-
-
-def pretrained(name: str) -> tuple[GaussianLatentModel, GaussianEncoder]:
-    """Return a model and its encoder as a run of the table left them, from the weights that come with the library.
-
-    Args:
-        name: of the run, one of `KEPT`.
-
-    Raises:
-        ValueError: another name.
-        CheckpointError: the file is missing or damaged.
-    """
-    if name not in KEPT:
-        raise ValueError(f"name must be {' or '.join(KEPT)}, got {name!r}")
-    content = checkpoints.load(weights_file(Path(str(importlib.resources.files("lvmlib"))) / "data", name))
-    settings = Settings(**content["settings"] | {"hidden_dims": tuple(content["settings"]["hidden_dims"])})
-    with torch.random.fork_rng(devices=[]):
-        model, encoder = networks(settings)
-    for key, parameter in trained_parameters(model, encoder).items():
-        parameter.data.copy_(content["averaged"][key])
-    return model.requires_grad_(False), encoder.requires_grad_(False)
-
-
-def _read(path: Path) -> dict:
+def read(path: Path) -> dict:
     """Return a result file of a run (`ResultError` if it is none)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
