@@ -86,6 +86,24 @@ def test_a_contestant_that_differs_or_fails_is_reported_and_not_timed(bench):
     assert "differs" in bench.main.table(lines)
 
 
+def test_the_number_of_steps_that_is_timed_was_run_before(bench):
+    """A compiler compiles for each number of steps, and that must not be in the time."""
+
+    class Compiled(Scripted):
+        seen: frozenset = frozenset()
+
+        def ask(self, request, *arguments):
+            if request != "run":
+                return super().ask(request, *arguments)
+            (count,) = arguments
+            new, self.seen = count not in self.seen, self.seen | {count}
+            return (9.0, 9.0) if new else (0.01, 0.01)
+
+    row = bench.problem.rows(False)[0]
+    measured = bench.main.measure(row, [Compiled("NumPyro", 1.0)], repeats=1)["NumPyro"]
+    assert measured["cpu_seconds"] == 0.01 and measured["count"] == round(bench.main.SECONDS / 0.01) < row.count
+
+
 def test_the_floor_counts_the_products_of_a_step(bench):
     products = []
     bench.floor.arithmetic = lambda shapes, functions, repeats: products.extend(shapes)

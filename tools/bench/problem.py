@@ -1,6 +1,7 @@
 """What all contestants are given: the same images, weights and tasks."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -65,20 +66,37 @@ class Task:
 class Problem:
     """The images and the weights, as arrays of NumPy: each contestant makes of them what it needs.
 
-    They are images of MNIST and the weights of a finished training. With random ones nearly all importance weights
-    underflow, and what is measured is how long a processor takes for denormal numbers.
+    Args:
+        fresh: random images, and weights from which there is much to learn: to see that all learn the same. Otherwise
+            images of MNIST and the weights of a finished training: to measure. (With fresh weights nearly all
+            importance weights underflow, and one would measure how long a processor takes for denormal numbers.)
     """
 
-    def __init__(self):
-        from lvmlib.datasets import mnist_sample  # here, because to name the rows takes no lvmlib
-        from lvmlib.experiments import pretrained
-
+    def __init__(self, fresh: bool):
         random = np.random.default_rng(0)
-        model, encoder = pretrained("elbo-1")
-        self.images = np.tile(mnist_sample().x.numpy(), (16, 1))
-        self.encoder, self.decoder = layers(encoder.network), layers(model.decoder.network)
+        if fresh:
+            probs = random.uniform(0.05, 0.5, PIXELS)
+            self.images = (random.random((8000, PIXELS)) < probs).astype(np.float32)
+            sizes = (PIXELS, HIDDEN, HIDDEN, 2 * LATENT), (LATENT, HIDDEN, HIDDEN, PIXELS)
+            self.encoder, self.decoder = (
+                [glorot(random, *pair) for pair in itertools.pairwise(each)] for each in sizes
+            )
+        else:
+            from lvmlib.datasets import mnist_sample  # here, because to name the rows takes no lvmlib
+            from lvmlib.experiments import pretrained
+
+            model, encoder = pretrained("elbo-1")
+            self.images = np.tile(mnist_sample().x.numpy(), (16, 1))
+            self.encoder, self.decoder = layers(encoder.network), layers(model.decoder.network)
         self.component_probs = random.uniform(0.1, 0.9, (COMPONENTS, PIXELS)).astype(np.float32)
         self.component_weights = np.full(COMPONENTS, 1 / COMPONENTS, np.float32)
+
+
+def glorot(random: np.random.Generator, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a weight matrix (outputs, inputs), drawn as Glorot does, and small biases."""
+    bound = (6 / (inputs + outputs)) ** 0.5
+    weight = random.uniform(-bound, bound, (outputs, inputs))
+    return weight.astype(np.float32), random.normal(0, 0.1, outputs).astype(np.float32)
 
 
 def layers(network) -> list[tuple[np.ndarray, np.ndarray]]:

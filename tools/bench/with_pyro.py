@@ -3,10 +3,10 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from problem import COMPONENTS, HIDDEN, LATENT, PIXELS, RATE, Problem, Row, Task
+from problem import COMPONENTS, LATENT, RATE, Problem, Row, Task
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import Adam
-from with_torch import fill, network
+from with_torch import networks
 
 VERSION = pyro.__version__
 pyro.enable_validation(False)
@@ -20,9 +20,7 @@ def task(problem: Problem, row: Row) -> Task:
     x = images[: row.batch]
     if row.kind.startswith("mixture"):
         return mixture(problem, row, x)
-    encoder, decoder = network(PIXELS, HIDDEN, HIDDEN, 2 * LATENT), network(LATENT, HIDDEN, HIDDEN, PIXELS)
-    fill(encoder, problem.encoder)
-    fill(decoder, problem.decoder)
+    encoder, decoder = networks(problem)
 
     def model(x):
         pyro.module("decoder", decoder)

@@ -28,15 +28,21 @@ def fill(target: nn.Module, layers: list) -> None:
             part.bias.copy_(torch.from_numpy(bias))
 
 
+def networks(problem: Problem) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return encoder and decoder with the given weights."""
+    encoder, decoder = network(PIXELS, HIDDEN, HIDDEN, 2 * LATENT), network(LATENT, HIDDEN, HIDDEN, PIXELS)
+    fill(encoder, problem.encoder)
+    fill(decoder, problem.decoder)
+    return encoder, decoder
+
+
 def task(problem: Problem, row: Row) -> Task:
     """Return how the row is done."""
     images = torch.from_numpy(problem.images)
     x = images[: row.batch]
     if row.kind.startswith("mixture"):
         return mixture(problem, row, x)
-    encoder, decoder = network(PIXELS, HIDDEN, HIDDEN, 2 * LATENT), network(LATENT, HIDDEN, HIDDEN, PIXELS)
-    fill(encoder, problem.encoder)
-    fill(decoder, problem.decoder)
+    encoder, decoder = networks(problem)
     if row.kind == "log p":
 
         def run(count: int = 1) -> float:

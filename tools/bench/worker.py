@@ -42,11 +42,12 @@ class Contestant:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         self.module = importlib.import_module(module)
-        self.version, self.problem, self.task = self.module.VERSION, Problem(), None
+        self.version, self.task = self.module.VERSION, None
+        self.problems = {fresh: Problem(fresh) for fresh in (True, False)}
 
-    def begin(self, row) -> str | None:
-        """Prepare a row; return how it is written, or None where there is no such feature."""
-        self.task = self.module.task(self.problem, row)
+    def begin(self, row, fresh: bool) -> str | None:
+        """Prepare a row, at fresh or trained weights; return how it is written, or None without such a feature."""
+        self.task = self.module.task(self.problems[fresh], row)
         return None if self.task is None else self.task.note
 
     def values(self, number: int) -> list[float]:
@@ -70,7 +71,7 @@ def peak_memory(connection, samples: int) -> None:
     from lvmlib import log_marginal_estimate
 
     torch.set_num_threads(1)
-    problem = Problem()
+    problem = Problem(fresh=False)
     model, encoder = networks(problem)
     with torch.no_grad():
         log_marginal_estimate(model, torch.from_numpy(problem.images[:20]), encoder, samples)
