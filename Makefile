@@ -43,7 +43,7 @@ look: environment  ## keep screenshots of the built pages, light, dark and phone
 table: environment  ## train, evaluate and compare the runs of the MNIST table: many hours, and goes on where it stopped; SHORT=1: a minute on digits
 	@$(VENV_PYTHON) -m lvmlib table $(if $(SHORT),runs/short --short --resume,runs/mnist --full --resume --force --output lvmlib/data/mnist_table.json --keep lvmlib/data)
 
-bench:  ## compare lvmlib's speed with its peers', in an environment of its own: eight minutes on an idle core; SHORT=1: seconds
+bench:  ## compare lvmlib's speed with its peers', in an environment of its own (minutes); SHORT=1: only see that it runs
 	@$(PYTHON) tools/environment.py bench
 	@.venv-bench/bin/python tools/bench $(if $(SHORT),--short)
 

@@ -18,8 +18,8 @@ from lvmlib.training import ADAM, Objective
 
 CONSTANT_SHARE = 0.2  # of the run, at the full learning rate; then it falls exponentially
 LAST_RATE = 0.02  # of the full learning rate, at the end of the run
-WEIGHT_DECAY = 0.01  # in Muon: without it the weights grow for ever, and 0.1 holds the digits back
-ITERATIONS = 3  # of Newton and Schulz in Muon: as good as its usual five here, and cheaper
+WEIGHT_DECAY = 0.01  # in Muon, whose steps have a fixed size: bounds the weights, which would grow with their number
+ITERATIONS = 3  # of Newton and Schulz in Muon; its usual five make a step dearer
 BIAS_SHARE = 0.1  # of Muon's rate, for Adam on the biases
 
 
