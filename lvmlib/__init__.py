@@ -50,7 +50,7 @@ from lvmlib.proposals import (
 )
 from lvmlib.quadrature import Grid, QuadratureError
 from lvmlib.training import NonFiniteError, em, fit, fit_proposal
-from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
+from lvmlib.weights import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k, resample
 
 __version__ = "0.1.0"
 
@@ -109,6 +109,7 @@ __all__ = [
     "posterior_proposal",
     "prior_proposal",
     "relax",
+    "resample",
     "reverse_annealed_log_weights",
     "reweighted_wake_sleep",
     "score",

@@ -29,7 +29,7 @@ from lvmlib.importance import FOR_ANY_LAW, Draw, draw, score
 from lvmlib.laws import BernoulliVector
 from lvmlib.models import LatentVariableModel, check_data
 from lvmlib.proposals import Proposal, detached
-from lvmlib.weights import log_mean_exp, normalize_log_weights
+from lvmlib.weights import log_mean_exp, normalize_log_weights, resample
 
 
 def objective(surrogate: Callable[..., Tensor], num_samples: int = 1, **options) -> Callable[..., Tensor]:
@@ -338,9 +338,24 @@ def sticking_the_landing(
     return _score_path(model, x, q, z, detached(q)).mean(0)
 
 
+def _pick(
+    model: LatentVariableModel, x: Tensor, q: Distribution, z: Tensor, num_kept: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p̂_K (B,) without gradient, the samples that `resample` picks, (M, B, *z), and their w̃ (M, B)."""
+    check_count("num_backward", num_kept)
+    with torch.no_grad():
+        log_w = _score(model, x, q, z).log_w
+    index, data = resample(log_w, num_kept), torch.arange(len(x), device=z.device)
+    return log_mean_exp(log_w), z[index, data], normalize_log_weights(log_w)[index, data]
+
+
 @checked
 def iwae_pathwise(
-    model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, z: Shaped[Tensor, "k b *z"]
+    model: LatentVariableModel,
+    x: Float[Tensor, "b d"],
+    q: Distribution,
+    z: Shaped[Tensor, "k b *z"],
+    num_backward: int | None = None,
 ) -> Float[Tensor, " b"]:
     r"""Pathwise estimator of the gradient of the IWAE bound.
 
@@ -349,7 +364,13 @@ def iwae_pathwise(
 
     Unbiased. In φ its signal falls faster with K than its noise: see `doubly_reparameterized`.
 
-    Args, Raises: as `pathwise`.
+    The sum is a mean under the weights. With `num_backward` it is taken over M samples that `resample` picks: unbiased
+    still, noisier, and with M ≪ K nearly three times as fast, because the K − M others need no backward pass.
+
+    Args:
+        num_backward: M ≥ 1, or None for all.
+
+    Other Args, Raises: as `pathwise`. With M, the gradient is not finite where all weights are zero.
 
     Returns:
         Shape ``(B,)``, in nats per data point; log p̂_K.
@@ -362,12 +383,19 @@ def iwae_pathwise(
     >>> objective(iwae_pathwise, 2)(model, posterior_proposal(model), x).detach()  # log p(x)
     tensor([-3.0284])
     """
-    return log_mean_exp(_score_path(model, x, q, z, q))
+    if num_backward is None:
+        return log_mean_exp(_score_path(model, x, q, z, q))
+    value, kept, _ = _pick(model, x, q, z, num_backward)
+    return _carry(value, _score_path(model, x, q, kept, q).mean(0))
 
 
 @checked
 def doubly_reparameterized(
-    model: LatentVariableModel, x: Float[Tensor, "b d"], q: Distribution, z: Shaped[Tensor, "k b *z"]
+    model: LatentVariableModel,
+    x: Float[Tensor, "b d"],
+    q: Distribution,
+    z: Shaped[Tensor, "k b *z"],
+    num_backward: int | None = None,
 ) -> Float[Tensor, " b"]:
     r"""Doubly reparameterized estimator of the gradient of the IWAE bound (DReG): in φ the path alone, weighted twice.
 
@@ -387,12 +415,13 @@ def doubly_reparameterized(
     >>> objective(doubly_reparameterized, 2)(model, posterior_proposal(model), x).detach()  # log p(x)
     tensor([-3.0284])
     """
-    alias = z.view_as(z)  # the hook below must not touch the caller's z
-    log_w = _score_path(model, x, q, alias, detached(q))
-    weights = normalize_log_weights(log_w.detach())[..., None]
-    if alias.requires_grad:
-        alias.register_hook(lambda gradient: weights * gradient)  # the second w̃; log_mean_exp brings the first
-    return log_mean_exp(log_w)
+    value, kept, weights = (None, z.view_as(z), None) if num_backward is None else _pick(model, x, q, z, num_backward)
+    log_w = _score_path(model, x, q, kept, detached(q))
+    weights = normalize_log_weights(log_w.detach()) if weights is None else weights
+    if kept.requires_grad:
+        # the second w̃; log_mean_exp, or picking, brings the first. `view_as`: the caller's z must not get the hook
+        kept.register_hook(lambda gradient: weights[..., None] * gradient)
+    return log_mean_exp(log_w) if value is None else _carry(value, log_w.mean(0))
 
 
 def logistic_noise(q: Distribution, num_samples: int) -> Float[Tensor, "k b z"]:

@@ -7,10 +7,10 @@ An entry of −∞ is a sample of zero weight and is legal; +∞ and NaN are ref
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lvmlib.contracts import checked
+from lvmlib.contracts import check_count, checked
 
 
 class NonFiniteError(ValueError):
@@ -129,6 +129,40 @@ def effective_sample_size(log_w: Float[Tensor, "k b"]) -> Float[Tensor, " b"]:
     weights, _ = _shifted_weights(log_w)
     squares = weights.square().sum(0)
     return weights.sum(0).square() / torch.where(squares > 0, squares, 1.0)
+
+
+@checked
+def resample(log_w: Float[Tensor, "k b"], num_kept: int) -> Int[Tensor, "m b"]:
+    r"""Pick M of the K samples of each data point, with replacement, in proportion to their weights.
+
+    .. math:: \mathbb E[\text{times that } k \text{ is picked}] = M \tilde w_k
+
+    so the plain mean over the picked samples is, on average, the mean of all under their weights. Systematic: one
+    uniform number per data point, and M equal steps from there through the cumulated weights; each sample is picked
+    :math:`M \tilde w_k` times, rounded up or down.
+
+    Args:
+        log_w: log-weights in nats, shape ``(K, B)``.
+        num_kept: M ≥ 1.
+
+    Returns:
+        Numbers of samples from 0 to K − 1, shape ``(M, B)``; 0 where all weights are zero.
+
+    Raises:
+        ValueError: an entry is NaN or +∞, K = 0 or M < 1.
+
+    Reference:
+        Carpenter, Clifford and Fearnhead (1999), Improved particle filter for nonlinear problems.
+
+    >>> resample(torch.tensor([[-math.inf], [0.0], [-math.inf], [0.0]]), num_kept=4).squeeze()
+    tensor([1, 1, 3, 3])
+    """
+    check_count("num_kept", num_kept)
+    cumulated = normalize_log_weights(log_w.detach()).cumsum(0).T.contiguous()
+    steps = torch.arange(num_kept, dtype=log_w.dtype, device=log_w.device)
+    # in (0, 1], and the last sum may be 1 but for rounding: no sample of zero weight is the first to reach a point
+    points = (steps + 1 - torch.rand_like(cumulated[:, :1])) / num_kept
+    return torch.searchsorted(cumulated, points * cumulated[:, -1:]).T
 
 
 @checked

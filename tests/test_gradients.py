@@ -433,6 +433,47 @@ def test_doubly_reparameterized_gradient_is_that_of_the_path_of_each_sample_with
     same(gradients(doubly_reparameterized(line, x, q, q.transport(noise)), leaves), gradients(expected, leaves))
 
 
+@pytest.mark.parametrize("num_backward", [1, 2, 4])
+@each([iwae_pathwise, doubly_reparameterized])
+def test_a_backward_pass_through_resampled_samples_has_the_gradient_of_all_on_average(
+    surrogate, num_backward, all_uniform_numbers, line, data
+):
+    q, leaves = some_law(line, 1)
+    x, noise, copies = data(line, 1), numbers(3, 1, 1), 20_000
+    everywhere = DiagonalGaussian(*[leaf.expand(copies, -1) for leaf in leaves])
+    expected = surrogate(line, x, q, q.transport(noise))
+    all_uniform_numbers()
+    z = everywhere.transport(noise.expand(-1, copies, -1))
+    found = surrogate(line, x.expand(copies, -1), everywhere, z, num_backward=num_backward)
+    close(found.detach(), expected.detach().expand(copies))  # the value is that of all samples
+    parameters = [*leaves, *trainable(line)]
+    same(gradients(found / copies, parameters), gradients(expected, parameters), rtol=1e-3, atol=1e-3)
+
+
+@each([iwae_pathwise, doubly_reparameterized])
+def test_only_resampled_samples_have_a_backward_pass_and_the_caller_s_z_keeps_its_gradient(surrogate, line, data):
+    x = data(line)
+    q, _ = some_law(line, 5)
+    z, seen, whole = draw(q, 8), [], type(line).likelihood
+
+    class Spy(type(line)):
+        def likelihood(self, z):
+            seen.append((len(z), torch.is_grad_enabled()))
+            return whole(self, z)
+
+    line.__class__ = Spy
+    surrogate(line, x, q, z, num_backward=2).sum().backward()
+    assert seen == [(8, False), (2, True)]
+    assert z._backward_hooks is None or not z._backward_hooks
+
+
+@each([iwae_pathwise, doubly_reparameterized])
+def test_no_sample_for_the_backward_pass_is_refused(surrogate, line, data):
+    q, _ = some_law(line, 5)
+    with pytest.raises(ValueError, match="num_backward must be at least 1, got 0"):
+        surrogate(line, data(line), q, draw(q, 3), num_backward=0)
+
+
 @pytest.mark.parametrize("num_samples", [2, 3])
 def test_leave_one_out_is_score_function_with_the_mean_of_the_others_as_baseline(num_samples, discrete, data):
     model, encoder = discrete

@@ -38,3 +38,31 @@ def test_networks_start_at_the_mean_image():
     mean = torch.linspace(0.1, 0.9, 64)
     model, _ = networks(Settings.of("digits"), mean)
     assert torch.allclose(model.decoder.network[-1].bias.sigmoid(), mean)
+
+
+def test_products_in_16_bits_change_the_training_a_little_and_nothing_else():
+    exact, rough = (networks(Settings.of("digits", precision=name), training=True) for name in ("float32", "bfloat16"))
+    for one, other in zip(exact, rough, strict=True):
+        other.load_state_dict(one.state_dict())
+    x = (torch.rand(50, 64) < 0.3).float()
+    gradients = []
+    for model, encoder in (exact, rough):
+        law = encoder(x)
+        value = model.log_likelihood(x, law.mean[None])
+        assert value.dtype == law.stddev.dtype == torch.float32
+        value.mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for net in (model, encoder) for p in net.parameters()][:-1]))
+        assert gradients[-1].dtype == torch.float32
+    difference = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert 1e-4 < difference < 0.05  # 8 significant bits
+    plain = networks(Settings.of("digits", precision="bfloat16"))
+    assert [type(net).__name__ for net in (plain[0].decoder.network, plain[1].network)] == ["Sequential", "Sequential"]
+
+
+def test_settings_of_the_backward_pass_and_the_precision_are_checked():
+    with pytest.raises(SettingsError, match="num_backward must be at least 1, got 0"):
+        Settings.of("digits", objective="iwae", num_samples=5, num_backward=0)
+    with pytest.raises(SettingsError, match="num_backward must be None with elbo, .* got 3"):
+        Settings.of("digits", num_samples=5, num_backward=3)
+    with pytest.raises(SettingsError, match="precision must be float32 or bfloat16, got 'bf16'; did you mean bfloat16"):
+        Settings.of("digits", precision="bf16")

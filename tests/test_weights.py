@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lvmlib import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k
+from lvmlib import effective_sample_size, log_mean_exp, normalize_log_weights, pareto_k, resample
 from tests import oracles
 from tests.conftest import numbers
 
@@ -312,3 +312,29 @@ def test_pareto_k_refuses_fewer_than_25_samples(num_samples):
 def test_pareto_k_finds_no_tail_where_the_largest_weight_fills_it():
     log_w = torch.tensor([-20.0, 0.0, 1.0], dtype=torch.float64).repeat_interleave(torch.tensor([50, 150, 800]))
     assert pareto_k(log_w[:, None]).item() == -INF
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 3, 7])
+def test_resampling_picks_each_sample_by_its_share_rounded_and_on_average_exactly(all_uniform_numbers, num_kept):
+    all_uniform_numbers()
+    shares = torch.tensor([0.0, 0.5, 0.03, 0.0, 0.47], dtype=torch.float64)
+    index = resample(shares.log()[:, None].expand(5, 10_000), num_kept)
+    assert index.shape == (num_kept, 10_000)
+    times = (index[..., None] == torch.arange(5)).sum(0)
+    assert (times >= (num_kept * shares - 1e-9).floor()).all() and (times <= (num_kept * shares + 1e-9).ceil()).all()
+    assert times.double().mean(0).tolist() == pytest.approx((num_kept * shares).tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_resampling_never_picks_a_sample_of_zero_weight(monkeypatch, number):
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, number))
+    assert set(resample(column([-INF, 3.0, -INF, 2.0, -INF]), 7).flatten().tolist()) == {1, 3}
+    assert resample(column([-INF, -INF]), 2).flatten().tolist() == [0, 0]
+
+
+def test_resampling_takes_no_gradient_and_refuses_what_no_law_is():
+    assert not resample(column([0.0, 1.0]).requires_grad_(), 3).requires_grad
+    with pytest.raises(ValueError, match="num_kept must be at least 1, got 0"):
+        resample(column([0.0]), 0)
+    with pytest.raises(ValueError, match="NaN"):
+        resample(column([math.nan]), 1)

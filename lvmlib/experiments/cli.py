@@ -16,7 +16,16 @@ from lvmlib.experiments import checkpoints, kept, recipes, runs, tables
 from lvmlib.experiments.evaluation import evaluate
 from lvmlib.experiments.results import ResultError, provenance, write_result
 from lvmlib.experiments.runs import CHECKPOINT, EVALUATION, Stopped
-from lvmlib.experiments.settings import OBJECTIVES, OPTIMIZERS, SOURCES, Settings, SettingsError, choice, fingerprint
+from lvmlib.experiments.settings import (
+    OBJECTIVES,
+    OPTIMIZERS,
+    PRECISIONS,
+    SOURCES,
+    Settings,
+    SettingsError,
+    choice,
+    fingerprint,
+)
 from lvmlib.progress import in_notebook
 from lvmlib.training import NonFiniteError
 
@@ -24,7 +33,7 @@ PROGRAM = "python -m lvmlib"
 DONE, FAILED, MISUSED = 0, 1, 2
 FALL_BACK = "use the checkpoint before the last one if the last is damaged"
 SETTINGS = {field.name: field.name for field in dataclasses.fields(Settings) if field.name != "start"}
-SETTINGS |= {"num_epochs": "epochs"}  # the options that give them
+SETTINGS |= {"num_epochs": "epochs", "num_backward": "backward_samples"}  # the options that give them
 EXAMPLES = {
     "train": """
 examples:
@@ -165,6 +174,14 @@ def _add_train(command: Parser) -> None:
         (what, "data", one_of(SOURCES), None, "digits (bundled, 8x8) or mnist; default digits"),
         (what, "objective", one_of(OBJECTIVES), None, "elbo, iwae or dreg; default elbo"),
         (what, "num-samples", count(1), "K", "samples per image; default 1"),
+        (
+            what,
+            "backward-samples",
+            count(1),
+            "M",
+            "of the K of iwae or dreg, resampled by weight, get a backward pass: faster, noisier; default all",
+        ),
+        (what, "precision", one_of(PRECISIONS), None, "of matrix products: float32 or bfloat16; default float32"),
         (what, "z-dim", count(1), "N", "dimension of z; default 8 (digits) or 50 (mnist)"),
         (what, "batch-size", count(1), "N", "images per step; default 100 (digits) or 20 (mnist)"),
         (what, "optimizer", one_of(OPTIMIZERS), None, "adam, or muon for the weight matrices; default adam"),

@@ -25,7 +25,6 @@ from lvmlib.experiments.settings import (
     SOURCES,
     Settings,
     SettingsError,
-    TrustingModel,
     decay,
     fingerprint,
     networks,
@@ -72,7 +71,7 @@ class Run:
             check_data(x, BernoulliVector(torch.zeros_like(x[0])))
         self.checksum = fingerprint({"train": x, "validation": validation})
         torch.manual_seed(settings.seed)  # callers put the caller's random state back
-        model, encoder = networks(settings, x.mean(0), TrustingModel)
+        model, encoder = networks(settings, x.mean(0), training=True)
         self.x, self.validation = x.to(self.device), validation.to(self.device)
         self.model, self.encoder = model.to(self.device), encoder.to(self.device)
         self.named = trained_parameters(self.model, self.encoder)
@@ -81,7 +80,7 @@ class Run:
         self.full_rates = [group["lr"] for group in self.groups]
         self.averaged_nets = tuple(net.to(self.device) for net in networks(settings))
         self.averaged = trained_parameters(*self.averaged_nets)
-        self.objective = OBJECTIVES[settings.objective](settings.num_samples)
+        self.objective = OBJECTIVES[settings.objective](settings.num_samples, settings.num_backward)
         self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": [], "bound": [], "validation": []}
         self.changes: list[str] = []  # of versions, threads or device since the run was saved
         self.order: Tensor | None = None  # of this epoch's images; None between two epochs

@@ -74,11 +74,30 @@ class TrustingModel(GaussianLatentModel):
         return self.likelihood(z).log_prob(x)
 
 
-OBJECTIVES: dict[str, Callable[[int], Objective]] = {
-    "elbo": lambda k: lambda model, encoder, x: elbo_analytic_kl(model, x, encoder, k),
-    "iwae": lambda k: objective(iwae_pathwise, k),
-    "dreg": lambda k: objective(doubly_reparameterized, k),
+# from K, and M of those that are resampled for the backward pass (None: all)
+OBJECTIVES: dict[str, Callable[[int, int | None], Objective]] = {
+    "elbo": lambda k, m: lambda model, encoder, x: elbo_analytic_kl(model, x, encoder, k),
+    "iwae": lambda k, m: objective(iwae_pathwise, k, num_backward=m),
+    "dreg": lambda k, m: objective(doubly_reparameterized, k, num_backward=m),
 }
+
+
+class Bfloat16(nn.Sequential):
+    """Layers whose products of matrices are done in 16 bits: faster where the processor has instructions for that.
+
+    Numbers of type bfloat16 have 8 significant bits; parameters, their gradients and the output keep 32 bits.
+
+    >>> Bfloat16(nn.Linear(3, 2))(torch.zeros(5, 3)).dtype
+    torch.float32
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last layer."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().forward(x).float()
+
+
+PRECISIONS: dict[str, type[nn.Sequential]] = {"float32": nn.Sequential, "bfloat16": Bfloat16}
 
 
 def adam(parameters: Sequence[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
@@ -136,6 +155,8 @@ class Settings:
         num_validation: training images that are held out, to watch; 0 for none.
         validate_every: in epochs.
         start: fingerprint of the parameters that a warm start begins with.
+        num_backward: of the samples of `iwae` or `dreg`, resampled by their weights, get a backward pass; None for all.
+        precision: of the products of matrices in training, a key of `PRECISIONS`; evaluation is in float32.
 
     Raises:
         SettingsError: a value that is not allowed.
@@ -155,17 +176,24 @@ class Settings:
     num_validation: int
     validate_every: int
     start: str | None = None
+    num_backward: int | None = None
+    precision: str = "float32"
 
     def __post_init__(self):
         choice("data", self.data, list(SOURCES))
         choice("objective", self.objective, list(OBJECTIVES))
         choice("optimizer", self.optimizer, list(OPTIMIZERS))
+        choice("precision", self.precision, list(PRECISIONS))
         if (self.num_epochs is None) == (self.time_limit is None):
             raise SettingsError("either num_epochs or time_limit must be given")
-        counts = ("num_samples", "z_dim", "batch_size", "validate_every", "num_epochs")
+        if self.objective == "elbo" and self.num_backward is not None:
+            raise SettingsError(
+                f"num_backward must be None with elbo, whose samples weigh alike, got {self.num_backward}"
+            )
+        counts = ("num_samples", "z_dim", "batch_size", "validate_every", "num_epochs", "num_backward")
         try:
             for name in counts:
-                if name != "num_epochs" or self.num_epochs is not None:
+                if name not in ("num_epochs", "num_backward") or getattr(self, name) is not None:
                     check_count(name, getattr(self, name))
             for size in self.hidden_dims:
                 check_count("hidden_dims", size)
@@ -191,21 +219,22 @@ class Settings:
 
 
 def networks(
-    settings: Settings, mean: Tensor | None = None, kind: type[GaussianLatentModel] = GaussianLatentModel
+    settings: Settings, mean: Tensor | None = None, *, training: bool = False
 ) -> tuple[GaussianLatentModel, GaussianEncoder]:
     """Return an untrained model and encoder: Glorot's uniform weights, and biases of 0.
 
     Args:
         settings: give the sizes.
         mean: of the training images, shape ``(D,)``; the decoder then starts at their logits.
-        kind: of the model.
+        training: whether the model trusts its images, and the networks have the precision of the settings.
 
     Reference:
         Burda, Grosse and Salakhutdinov (2016), arXiv:1509.00519, and its code.
     """
     x_dim, z_dim, hidden = SOURCES[settings.data].x_dim, settings.z_dim, list(settings.hidden_dims)
-    model = kind(z_dim, BernoulliDecoder(mlp(z_dim, hidden[::-1], x_dim)))
-    encoder = GaussianEncoder(mlp(x_dim, hidden, 2 * z_dim))
+    kind, layers = (TrustingModel, PRECISIONS[settings.precision]) if training else (GaussianLatentModel, nn.Sequential)
+    model = kind(z_dim, BernoulliDecoder(layers(*mlp(z_dim, hidden[::-1], x_dim))))
+    encoder = GaussianEncoder(layers(*mlp(x_dim, hidden, 2 * z_dim)))
     for layer in [*model.modules(), *encoder.modules()]:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
