@@ -25,7 +25,7 @@ from torch.distributions import Distribution
 
 from lvmlib.bounds import kl_to_prior
 from lvmlib.contracts import check_count, check_positive, checked
-from lvmlib.importance import FOR_ANY_LAW, Draw, draw, score
+from lvmlib.importance import FOR_ANY_LAW, Draw, draw, samples_per_chunk, score
 from lvmlib.laws import BernoulliVector
 from lvmlib.models import LatentVariableModel, check_data
 from lvmlib.proposals import Proposal, detached
@@ -344,7 +344,7 @@ def _pick(
     """Return log p̂_K (B,) without gradient, the samples that `resample` picks, (M, B, *z), and their w̃ (M, B)."""
     check_count("num_backward", num_kept)
     with torch.no_grad():
-        log_w = _score(model, x, q, z).log_w
+        log_w = torch.cat([_score(model, x, q, part).log_w for part in z.split(samples_per_chunk(x, q))])
     index, data = resample(log_w, num_kept), torch.arange(len(x), device=z.device)
     return log_mean_exp(log_w), z[index, data], normalize_log_weights(log_w)[index, data]
 

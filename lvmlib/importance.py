@@ -105,6 +105,12 @@ def check_path(q: Distribution, z: Tensor) -> None:
         )
 
 
+def samples_per_chunk(x: Tensor, q: Distribution) -> int:
+    """Return how many samples of each data point go through a decoder at a time, where no gradient is wanted."""
+    per_sample = len(x) * max(x.shape[1], q.event_shape.numel())
+    return max(1, min(CHUNK_ROWS // len(x), CHUNK_NUMBERS // max(1, per_sample)))
+
+
 @checked
 def log_marginal_estimate(
     model: LatentVariableModel, x: Float[Tensor, "b d"], proposal: Proposal, num_samples: int
@@ -144,8 +150,7 @@ def log_marginal_estimate(
         raise ValueError(f"x must have shape (B, D) with B >= 1, got {tuple(x.shape)}")
     q = proposal(x)
     check_law(model, q, len(x))
-    per_sample = len(x) * max(x.shape[1], q.event_shape.numel())
-    chunk = max(1, min(num_samples, CHUNK_ROWS // len(x), CHUNK_NUMBERS // max(1, per_sample)))
+    chunk = min(num_samples, samples_per_chunk(x, q))
     total = None
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)
