@@ -1034,6 +1034,41 @@ def eq_8_6() -> float:
     return max(1e6 * identity, abs(biases[1]), abs(biases[1] / biases[0] - 0.5))
 
 
+@equation(
+    "8.7",
+    "means over all uniform numbers, against the sum over all samples: picks, IWAE's and DReG's gradients",
+    "resample",
+    "iwae_pathwise",
+    "doubly_reparameterized",
+    tolerance=1e-3,
+)
+def eq_8_7() -> float:
+    torch.manual_seed(9)
+    model = lv.GaussianLatentModel(1, lv.BernoulliDecoder(lv.mlp(1, [4], 5))).double().requires_grad_(False)
+    x, copies = model.sample(1)[1], 20_000
+    log_w = torch.tensor([-math.inf, 0.4, 1.1, -2.0], dtype=F64)[:, None]
+    every = (torch.arange(copies, dtype=F64)[:, None] + 0.5) / copies  # in place of one random number per data point
+    noise, residuals, random_numbers = torch.tensor([-1.1, 0.3, 1.4, 0.9], dtype=F64), [], torch.rand_like
+    torch.rand_like = lambda like: every
+    try:
+        for m in (1, 3):
+            index = lv.resample(log_w.expand(-1, copies), m)
+            shares = (index[..., None] == torch.arange(4)).double().mean((0, 1))
+            residuals.append(shares - lv.normalize_log_weights(log_w)[:, 0])
+            for surrogate in (lv.iwae_pathwise, lv.doubly_reparameterized):
+                phi = torch.tensor([[0.6, -0.4]], dtype=F64, requires_grad=True)
+                both = []
+                for number, options in ((1, {}), (copies, {"num_backward": m})):
+                    law = lv.DiagonalGaussian(phi[:, :1].expand(number, 1), phi[:, 1:].exp().expand(number, 1))
+                    z = law.transport(noise[:, None, None].expand(-1, number, 1))
+                    value = surrogate(model, x.expand(number, -1), law, z, **options).mean()
+                    both.append(torch.autograd.grad(value, phi)[0])
+                residuals.append(both[1] - both[0])
+    finally:
+        torch.rand_like = random_numbers
+    return largest(*residuals)
+
+
 # Chapter 10
 
 
