@@ -115,11 +115,8 @@ def test_the_mnist_table_has_its_rows_by_recipe_and_the_weights_that_it_speaks_o
             settings.num_samples,
             settings.seed,
         )
-        assert (row["optimizer"], row["learning_rate"], row["batch_size"]) == (
-            settings.optimizer,
-            settings.learning_rate,
-            settings.batch_size,
-        )
+        for key in ("optimizer", "learning_rate", "batch_size", "num_backward", "precision"):
+            assert row[key] == getattr(settings, key)
         assert row["starts_from"] == recipes.FULL[name].start and row["num_samples_of_evaluation"] == 5000
         assert row["elbo"][0] < row["log_likelihood"][0] < -80 and row["published"] == tables.PUBLISHED.get(
             (row["objective"], row["num_samples"])

@@ -99,6 +99,8 @@ def rows(found: dict[str, tuple[dict, dict]]) -> list[dict]:
                 "optimizer": settings["optimizer"],
                 "learning_rate": settings["learning_rate"],
                 "batch_size": settings["batch_size"],
+                "num_backward": settings.get("num_backward"),
+                "precision": settings.get("precision", "float32"),
                 "starts_from": line[1][0] if len(line) > 1 else None,
                 "epochs": sum(part["history"]["epoch"][-1] for _, part in line),
                 "seconds": round(sum(part["seconds"] for _, part in line)),
