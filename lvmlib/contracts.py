@@ -8,6 +8,8 @@ import typing
 import torch
 from jaxtyping import AbstractArray, jaxtyped
 
+MOST_FORMS = 1000  # that a function remembers
+
 
 def describe(value: object) -> str:
     """Say what came, in the form used by all error messages: shape and dtype of a tensor, else type and value."""
@@ -22,6 +24,11 @@ def _arrays(annotation: object) -> list[type]:
     return [member for member in members if isinstance(member, type) and issubclass(member, AbstractArray)]
 
 
+def _form(value: object) -> object:
+    """Return all that the annotation of an array can depend on."""
+    return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
 def checked(function):
     """Turn a violated shape or dtype annotation of a public function into a ``ValueError`` that names the argument.
 
@@ -32,9 +39,13 @@ def checked(function):
     """
     signature = inspect.signature(function)
     arrays = {name: _arrays(p.annotation) for name, p in signature.parameters.items() if _arrays(p.annotation)}
+    accepted: set[tuple] = set()  # forms of arguments: a training calls with the same ones in every step
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
+        form = (*map(_form, args), *((name, _form(value)) for name, value in kwargs.items()))
+        if form in accepted:
+            return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         sizes: dict[str, int] = {}
         with jaxtyped("context"):
@@ -44,6 +55,8 @@ def checked(function):
                     raise ValueError(_message(function, name, allowed[0], value, sizes))
                 if isinstance(value, torch.Tensor):
                     sizes.update(zip(allowed[0].dim_str.split(), value.shape, strict=False))
+        if len(accepted) < MOST_FORMS:
+            accepted.add(form)
         return function(*args, **kwargs)
 
     return wrapper

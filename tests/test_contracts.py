@@ -28,6 +28,24 @@ def test_checked_lets_legal_arguments_through():
     assert scaled(torch.ones(2, 3), torch.ones(3), factor=2.0).sum() == 12
 
 
+def test_what_was_accepted_once_is_not_looked_at_again_and_what_was_not_is():
+    looked = []
+
+    meta = type(Float[Tensor, "k b"])
+    assert scaled(torch.ones(5, 7)).sum() == scaled(torch.ones(5, 7)).sum() == 35
+    known, meta.__instancecheck__ = meta.__instancecheck__, lambda *_: looked.append(1) or True
+    try:
+        scaled(torch.ones(5, 7))
+        assert not looked
+        scaled(torch.ones(5, 8))
+        assert looked
+    finally:
+        meta.__instancecheck__ = known
+    for bad in (torch.ones(5), torch.ones(5, 7, dtype=torch.int64), [[1.0]]):
+        with pytest.raises(ValueError, match="a must be"):
+            scaled(bad)
+
+
 def test_checked_leaves_name_and_docstring():
     assert (scaled.__name__, scaled.__doc__) == ("scaled", "Multiply.")
 
