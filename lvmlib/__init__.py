@@ -2,7 +2,7 @@
 
 from lvmlib.ais import annealed_log_weights, reverse_annealed_log_weights
 from lvmlib.autoregressive import AutoregressiveModel
-from lvmlib.bounds import elbo, elbo_analytic_entropy, elbo_analytic_kl, iwae_bound, kl_to_prior
+from lvmlib.bounds import elbo, elbo_analytic_entropy, elbo_analytic_kl, iwae_bound, kl_to_prior, rate_and_distortion
 from lvmlib.exact import (
     ExactPosterior,
     exact_elbo,
@@ -108,6 +108,7 @@ __all__ = [
     "pathwise",
     "posterior_proposal",
     "prior_proposal",
+    "rate_and_distortion",
     "relax",
     "resample",
     "reverse_annealed_log_weights",

@@ -1069,6 +1069,158 @@ def eq_8_7() -> float:
     return largest(*residuals)
 
 
+# Chapter 9
+
+
+def bits_and_encoder() -> tuple[lv.BinaryLatentModel, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a model of two bits, all eight x (8, 3), a law of x (8,), and log q(z | x) of all states (4, 8)."""
+    torch.manual_seed(14)
+    model = lv.BinaryLatentModel(2, lv.BernoulliDecoder(lv.mlp(2, [4], 3)), learn_prior=True).double()
+    model.prior_logits.data = torch.tensor([0.7, -1.1], dtype=F64)
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=F64)] * 3)
+    law = torch.tensor([0.3, 0.05, 0.1, 0.2, 0.02, 0.13, 0.15, 0.05], dtype=F64)
+    logits = torch.randn(8, 2, dtype=F64)
+    return model.requires_grad_(False), x, law, log_prob_of_bits(logits, model.states())
+
+
+@equation("9.1", "D + R − H − two divergences is 0, over all x and z", "rate_and_distortion")
+def eq_9_1() -> float:
+    model, x, law, log_q = bits_and_encoder()
+    log_joint = model.log_joint(x, model.states())
+    log_p = log_joint.logsumexp(0)
+    to_posterior = (log_q.exp() * (log_q - (log_joint - log_p))).sum(0)
+    right = -law @ law.log() + law @ (law.log() - log_p) + law @ to_posterior
+    torch.manual_seed(14)
+    q = lambda x: lv.BernoulliVector(logits_of(log_q, model.states()))  # noqa: E731
+    rate = lv.rate_and_distortion(model, x, q)[0]
+    distortion = -(log_q.exp() * model.log_likelihood(x, model.states())).sum(0)
+    floor = -law @ law.log()
+    return largest((law @ (rate + distortion) - right).reshape(1), (floor - right).clamp(min=0.0).reshape(1))
+
+
+def logits_of(log_q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, L) of independent bits from their table of log-probabilities (S, B)."""
+    on = torch.einsum("sb,sl->bl", log_q.exp(), states[:, 0])
+    return on.logit()
+
+
+@equation("9.2", "the one-bit autoencoder, against sums over both bits", "kl_to_prior")
+def eq_9_2() -> float:
+    residuals = []
+    for epsilon, delta in ((0.1, 0.1), (0.3, 0.05), (0.5, 0.5), (0.02, 0.4)):
+        flip = lambda e: torch.tensor([[1 - e, e], [e, 1 - e]], dtype=F64)  # noqa: E731
+        q, p = flip(epsilon), flip(delta)
+        rate = (q * (q / 0.5).log()).sum(1).mean()
+        distortion = -(q * p.T.log()).sum(1).mean()
+        h = -(q[0] * q[0].log()).sum()
+        kl = (q[0] * (q[0] / p[0]).log()).sum()
+        model = lv.BinaryLatentModel(1, lv.BernoulliDecoder(torch.nn.Identity())).double()
+        law = lv.BernoulliVector(torch.tensor([[epsilon]], dtype=F64).logit())
+        residuals += [rate - (math.log(2) - h), rate + distortion - math.log(2) - kl]
+        residuals.append(lv.kl_to_prior(law, model)[0] - rate)
+    return largest(*(residual.reshape(1) for residual in residuals))
+
+
+def linear_autoencoder(
+    eigenvalues: list[float], r: torch.Tensor, m: torch.Tensor, s: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return average rate, distortion and squared error of an autoencoder along principal directions, by the library.
+
+    The data have the covariance diag(eigenvalues) exactly; averages over q are by quadrature, exact for squares.
+    """
+    size = len(eigenvalues)
+    x = torch.cat([torch.eye(size, dtype=F64), -torch.eye(size, dtype=F64)]) * math.sqrt(size)
+    x = x * torch.tensor(eigenvalues, dtype=F64).sqrt()
+    q = lv.DiagonalGaussian(x * m, s.expand_as(x))
+    z = q.transport(torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=F64)] * size).reshape(-1, 1, size))
+    log_likelihood = log_normal(x, z * r, sigma).sum(-1)
+    prior = lv.LinearGaussian(torch.eye(size, dtype=F64), torch.zeros(size, dtype=F64))
+    return lv.kl_to_prior(q, prior).mean(), -log_likelihood.mean(), (x - z * r).square().sum(-1).mean()
+
+
+def best_linear(r: torch.Tensor, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the slope and the width of the best encoder of a column of length r, from the text."""
+    return r / (r.square() + tau), (tau / (r.square() + tau)).sqrt()
+
+
+@equation("9.3", "D + βR of the best linear encoder, and no gradient in its slope and width", "kl_to_prior")
+def eq_9_3() -> float:
+    residuals = []
+    for eigenvalue, sigma, beta in ((0.7, 0.5, 1.0), (0.2, 0.4, 3.0), (1.5, 0.9, 0.3)):
+        tau = beta * sigma**2
+        for length in (0.0, 0.3, 1.2):
+            r = torch.tensor([length], dtype=F64)
+            m, s = (part.clone().requires_grad_() for part in best_linear(r, tau))
+            rate, distortion, _ = linear_autoencoder([eigenvalue], r, m, s, sigma)
+            value = distortion + beta * rate
+            formula = 0.5 * beta * (eigenvalue / (length**2 + tau) + math.log((length**2 + tau) / tau))
+            constant = 0.5 * math.log(2 * math.pi * sigma**2)
+            residuals += [*torch.autograd.grad(value, (m, s), retain_graph=True), (value - formula - constant)[None]]
+    return largest(*residuals)
+
+
+@equation("9.4", "rate and squared error of the best linear autoencoder are those of water-filling", "kl_to_prior")
+def eq_9_4() -> float:
+    eigenvalues, residuals = [1.3, 0.6, 0.25], []
+    for sigma, beta in ((0.3, 1.0), (0.7, 1.0), (0.5, 2.0), (1.5, 1.0)):
+        tau = beta * sigma**2
+        r = (torch.tensor(eigenvalues, dtype=F64) - tau).clamp(min=0.0).sqrt().requires_grad_()
+        rate, distortion, error = linear_autoencoder(eigenvalues, r, *best_linear(r, tau), sigma)
+        slope = torch.autograd.grad(distortion + beta * rate, r, retain_graph=True)[0]
+        formula = sum(0.5 * math.log(max(1.0, eigenvalue / tau)) for eigenvalue in eigenvalues)
+        left = sum(min(eigenvalue, tau) for eigenvalue in eigenvalues)
+        residuals += [(rate - formula)[None], (error - left)[None], slope]
+    return largest(*residuals)
+
+
+@equation("9.5", "second derivatives at the collapsed state, by automatic differentiation", "kl_to_prior")
+def eq_9_5() -> float:
+    residuals = []
+    for eigenvalue, sigma, beta in ((0.7, 0.5, 1.0), (0.2, 0.6, 1.0), (0.5, 0.5, 2.5)):
+
+        def objective(point: torch.Tensor, setting=(eigenvalue, sigma, beta)) -> torch.Tensor:
+            eigenvalue, sigma, beta = setting
+            rate, distortion, _ = linear_autoencoder([eigenvalue], point[:1], point[1:], torch.ones(1), sigma)
+            return distortion + beta * rate
+
+        hessian = torch.autograd.functional.hessian(objective, torch.zeros(2, dtype=F64))
+        wanted = torch.tensor(
+            [[1 / sigma**2, -eigenvalue / sigma**2], [-eigenvalue / sigma**2, beta * eigenvalue]], dtype=F64
+        )
+        determinant = eigenvalue / sigma**4 * (beta * sigma**2 - eigenvalue)
+        residuals += [(hessian - wanted).flatten(), (torch.linalg.det(hessian) - determinant)[None]]
+    return largest(*residuals)
+
+
+@equation("9.6", "the rate is information plus marginal divergence, and the information is at most H", "kl_to_prior")
+def eq_9_6() -> float:
+    model, _, law, log_q = bits_and_encoder()
+    log_prior = model.log_prior(model.states())[:, 0]
+    joint = law * log_q.exp()  # (states, x)
+    aggregated = joint.sum(1)
+    information = (joint * (joint / (aggregated[:, None] * law)).log()).sum()
+    wasted = (aggregated * (aggregated.log() - log_prior)).sum()
+    rate = law @ lv.kl_to_prior(lv.BernoulliVector(logits_of(log_q, model.states())), model)
+    excess = (information + law @ law.log()).clamp(min=0.0)
+    return largest((rate - information - wasted)[None], excess[None], (-information).clamp(min=0.0)[None])
+
+
+@equation("9.7", "slopes between the minima for neighbouring β, over 20,000 linear autoencoders of one coordinate")
+def eq_9_7() -> float:
+    torch.manual_seed(15)
+    r, m, s = (torch.rand(3, 20_000, dtype=F64) * torch.tensor([[1.0], [1.5], [1.0]], dtype=F64)).unbind()
+    eigenvalue, sigma = 0.7, 0.4
+    rate = 0.5 * (m.square() * eigenvalue + s.square() - 1) - s.log()
+    distortion = (eigenvalue * (1 - r * m).square() + (r * s).square()) / (2 * sigma**2)
+    minima = {beta: (distortion + beta * rate).argmin() for beta in (0.1, 0.3, 0.7, 1.0, 1.5, 3.0, 6.0)}
+    residuals = []
+    for (low, one), (high, two) in itertools.pairwise(minima.items()):
+        fall, rise = rate[one] - rate[two], distortion[two] - distortion[one]
+        residuals += [(low * fall - rise).clamp(min=0.0), (rise - high * fall).clamp(min=0.0)]
+        residuals.append((one == two).double())  # the minima differ
+    return largest(*(residual[None] for residual in residuals))
+
+
 # Chapter 10
 
 

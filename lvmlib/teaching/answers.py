@@ -425,6 +425,66 @@ DREG = Exercise(
 )
 
 
+# ------------------------------------------------------------- 9.2, mutual information and aggregated posterior
+
+
+def _aggregated(log_q: Tensor) -> Tensor:
+    return log_q.logsumexp(1) - math.log(log_q.shape[1])
+
+
+def _surgery(log_q: Tensor, log_prior: Tensor) -> Tensor:
+    aggregated = _aggregated(log_q)
+    information = (log_q.exp() * (log_q - aggregated[:, None])).sum(0).mean()
+    return torch.stack([information, (aggregated.exp() * (aggregated - log_prior)).sum()])
+
+
+def _rate(log_q: Tensor, log_prior: Tensor) -> Tensor:
+    return (log_q.exp() * (log_q - log_prior[:, None])).sum(0).mean()
+
+
+def _geometric(log_q: Tensor, log_prior: Tensor) -> Tensor:
+    aggregated = log_q.mean(1)
+    information = (log_q.exp() * (log_q - aggregated[:, None])).sum(0).mean()
+    return torch.stack([information, (aggregated.exp() * (aggregated - log_prior)).sum()])
+
+
+SURGERY = Exercise(
+    reference=_surgery,
+    cases=(
+        (numbers(4, 6, seed=90).log_softmax(0), numbers(4, seed=91).log_softmax(0)),
+        ((3 * numbers(5, 3, seed=92)).log_softmax(0), numbers(5, seed=93).log_softmax(0)),
+    ),
+    wrong={
+        "The two are in the wrong order: the information comes first.": lambda q, p: _surgery(q, p).flip(0),
+        "You averaged log q over the data; the aggregated posterior is a mean of probabilities.": _geometric,
+        "You summed q over the data: log N is missing, so that is no law.": lambda q, p: torch.stack(
+            [
+                (q.exp() * (q - q.logsumexp(1)[:, None])).sum(0).mean(),
+                (q.logsumexp(1).exp() * (q.logsumexp(1) - p)).sum(),
+            ]
+        ),
+        "You summed the information over the data points; it is an average.": (
+            lambda q, p: _surgery(q, p) * torch.tensor([q.shape[1], 1.0])
+        ),
+        "Your first number is the whole rate, KL(q(z | x) || p(z)), not the information in it.": (
+            lambda q, p: torch.stack([_rate(q, p), _surgery(q, p)[1]])
+        ),
+        "Your second number is the whole rate: use the aggregated posterior in it.": (
+            lambda q, p: torch.stack([_surgery(q, p)[0], _rate(q, p)])
+        ),
+        "Your divergence goes the wrong way: the expectation is under the aggregated posterior.": (
+            lambda q, p: torch.stack([_surgery(q, p)[0], (p.exp() * (p - _aggregated(q))).sum()])
+        ),
+        "The information has the wrong sign.": lambda q, p: _surgery(q, p) * torch.tensor([-1.0, 1.0]),
+        "That is one number per data point: take the average.": (
+            lambda q, p: (q.exp() * (q - _aggregated(q)[:, None])).sum(0)
+        ),
+        "That is their sum, the rate; return the two parts.": lambda q, p: _surgery(q, p).sum(),
+        "You averaged over the states instead of summing over them.": lambda q, p: _surgery(q, p) / len(p),
+    },
+)
+
+
 # ---------------------------------------------------------- 10.2, log p(x) between forward and backward annealed chains
 
 
@@ -539,6 +599,7 @@ EXERCISES = {
     "6.3": TRANSPORT,
     "7.2": LEAVE_ONE_OUT,
     "8.2": DREG,
+    "9.2": SURGERY,
     "10.2": SANDWICH,
     "11.2": LOG_MARGINAL,
 }
