@@ -38,6 +38,7 @@ from lvmlib import (
     mlp,
     posterior_proposal,
     prior_proposal,
+    rate_and_distortion,
 )
 from lvmlib.bounds import kl_to_prior
 from lvmlib.importance import FOR_ANY_LAW
@@ -803,3 +804,22 @@ def test_kl_of_a_gaussian_to_a_mixtures_prior_is_refused(full):
     model = GaussianMixture(torch.tensor([0.5, 0.5]), torch.zeros(2, 1), torch.ones(1))
     with pytest.raises((ValueError, NotImplementedError)):
         kl_to_prior(FreeGaussian(5, 1, full).law(), model)
+
+
+def test_rate_and_distortion_are_the_two_terms_of_the_elbo(linear_gaussian, data):
+    x, encoder = data(linear_gaussian), posterior_proposal(linear_gaussian)
+    torch.manual_seed(1)
+    rate, distortion = rate_and_distortion(linear_gaussian, x, encoder, 3)
+    assert rate.shape == distortion.shape == (len(x),) and (rate > 0).all()
+    torch.manual_seed(1)
+    close(-(rate + distortion), elbo_analytic_kl(linear_gaussian, x, encoder, 3))
+    torch.manual_seed(1)
+    z = encoder(x).transport(torch.randn(3, len(x), 2, dtype=DOUBLE))
+    close(distortion, -linear_gaussian.log_likelihood(x, z).mean(0))
+
+
+def test_an_encoder_that_ignores_x_has_the_rate_of_its_distance_to_the_prior():
+    model = GaussianLatentModel(2, BernoulliDecoder(mlp(2, [], 3))).double()
+    q = lambda x: DiagonalGaussian(torch.full((len(x), 2), 1.5).double(), torch.ones(len(x), 2).double())  # noqa: E731
+    rate, _ = rate_and_distortion(model, torch.zeros(4, 3, dtype=DOUBLE), q)
+    assert rate.tolist() == pytest.approx([2 * 1.5**2 / 2] * 4, abs=1e-12)
