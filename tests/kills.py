@@ -20,6 +20,7 @@ import torch
 
 from lvmlib import datasets
 from lvmlib.experiments import checkpoints, cli, runs, settings
+from lvmlib.experiments.settings import TrustingModel
 
 SETTINGS = ["--data", "tiny", "--objective", "dreg", "--num-samples", "2", "--epochs", "3", "--batch-size", "7"]
 SETTINGS += ["--hidden-dims", "6", "--z-dim", "2", "--validate-every", "2", "--seed", "5"]
@@ -217,13 +218,13 @@ def not_a_number(folder, expected, objective):
     place, settings = folder / f"nan-{objective}", [*SETTINGS[:3], objective, *SETTINGS[4:]]
 
     def work():
-        whole, calls = runs.TrustingModel.log_likelihood, []
+        whole, calls = TrustingModel.log_likelihood, []
 
         def broken(self, x, z):
             calls.append(1)
             return whole(self, x, z) * (float("nan") if len(calls) >= 8 else 1.0)
 
-        runs.TrustingModel.log_likelihood, runs.time = broken, Clock()
+        TrustingModel.log_likelihood, runs.time = broken, Clock()
         return cli.main(["train", str(place), *settings, *SAVE_EVERY, "--quiet"])
 
     status, text = forked(work)

@@ -234,6 +234,18 @@ class Run:
         states = [optimizer.state[parameter] for optimizer in self.optimizers if parameter in optimizer.state]
         return dict(states[0]) if states else {}
 
+    def _moments_expected(self) -> dict[str, Tensor]:
+        """Return tensors like those that the optimizers will keep, by name."""
+        names, expected = {parameter: name for name, parameter in self.named.items()}, {}
+        for optimizer in self.optimizers:
+            adam = isinstance(optimizer, torch.optim.Adam)
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                name = names[parameter]
+                keys = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+                expected |= {f"{name}.{key}": parameter for key in keys}
+                expected |= {f"{name}.step": torch.zeros(())} if adam else {}
+        return expected
+
     def made_with(self) -> dict:
         """Return the command, the versions, and the number of threads and the device that decide the last digits."""
         return provenance(self.command) | {"threads": torch.get_num_threads(), "device": self.device.type}
@@ -247,6 +259,8 @@ class Run:
         if content["data"] != self.checksum:
             raise CheckpointError(f"{path}: was made from other training images")
         check_parameters(path, content, self.named)
+        if content["moments"]:
+            _check_part(path, "moments", content["moments"], self._moments_expected())
         now = self.made_with()
         self.changes = [
             f"{name} {was} then, {now[name]} now" for name, was in content["made_with"].items() if now[name] != was
@@ -304,26 +318,23 @@ def own_random_state(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def check_parameters(path: Path, content: dict, expected: dict[str, Tensor]) -> None:
-    """Refuse parameters, averages or moments of other names, shapes or dtypes than expected (`CheckpointError`)."""
-    shapes = lambda tensors: {name: f"{tuple(value.shape)} {value.dtype}" for name, value in tensors}  # noqa: E731
-    wanted = shapes(expected.items())
-    optimizers = OPTIMIZERS[content["settings"]["optimizer"]](list(expected.values()), 1.0)
-    adams = {id(p) for part in optimizers if isinstance(part, torch.optim.Adam) for p in part.param_groups[0]["params"]}
-    moments = {}
-    for name, parameter in expected.items():
-        keys = ("exp_avg", "exp_avg_sq") if id(parameter) in adams else ("momentum_buffer",)
-        moments |= {f"{name}.{key}": wanted[name] for key in keys}
-        moments |= {f"{name}.step": "() torch.float32"} if id(parameter) in adams else {}
-    parts = {"parameters": wanted, "averaged": wanted} | ({"moments": moments} if content["moments"] else {})
-    for part, right in parts.items():
-        found = shapes(checkpoints.tensors(content[part]))
-        differences = [
-            f"{name} is {found.get(name, 'missing')} and should be {right.get(name, 'missing')}"
-            for name in dict.fromkeys([*right, *found])
-            if found.get(name) != right.get(name)
-        ]
-        if differences:
-            raise CheckpointError(f"{path}: {part} of other networks: {'; '.join(differences[:3])}")
+    """Refuse parameters or averages of other names, shapes or dtypes than expected (`CheckpointError`)."""
+    for part in ("parameters", "averaged"):
+        _check_part(path, part, content[part], expected)
+
+
+def _check_part(path: Path, part: str, found: dict, expected: dict[str, Tensor]) -> None:
+    have, right = (
+        {name: f"{tuple(value.shape)} {value.dtype}" for name, value in tensors}
+        for tensors in (checkpoints.tensors(found), expected.items())
+    )
+    differences = [
+        f"{name} is {have.get(name, 'missing')} and should be {right.get(name, 'missing')}"
+        for name in dict.fromkeys([*right, *have])
+        if have.get(name) != right.get(name)
+    ]
+    if differences:
+        raise CheckpointError(f"{path}: {part} of other networks: {'; '.join(differences[:3])}")
 
 
 PARTS = ("settings", "command", "made_with", "data", "at", "history", "order", "random", "random_at_epoch")
