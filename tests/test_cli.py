@@ -52,7 +52,7 @@ def call(capsys, *arguments):
         ("train a --hidden-dims 20 0", "argument --hidden-dims: must be at least 1, got 0"),
         ("train a --seed -1", "argument --seed: must be at least 0, got -1"),
         ("train a --precision half", "argument --precision: must be float32 or bfloat16, got 'half'"),
-        ("train a --backward-samples 3", "num_backward (--backward-samples) cannot go with elbo: its samples weigh alike"),
+        ("train a --backward-samples 3", "num_backward (--backward-samples) cannot go with elbo: samples weigh alike"),
         ("train a --resume --force", "argument --force: not allowed with argument --resume"),
         ("train a --batch-size 5000", "batch_size must be at most 1237, the training images, got 5000"),
         ("evaluate a --ais-images -1", "argument --ais-images: must be at least 0, got -1"),

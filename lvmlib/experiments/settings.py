@@ -188,7 +188,7 @@ class Settings:
             raise SettingsError("either num_epochs or time_limit must be given")
         if self.objective == "elbo" and self.num_backward is not None:
             raise SettingsError(
-                f"num_backward (--backward-samples) cannot go with elbo: its samples weigh alike; got {self.num_backward}"
+                f"num_backward (--backward-samples) cannot go with elbo: samples weigh alike; got {self.num_backward}"
             )
         counts = ("num_samples", "z_dim", "batch_size", "validate_every", "num_epochs", "num_backward")
         try:
