@@ -137,8 +137,8 @@ def resample(log_w: Float[Tensor, "k b"], num_kept: int) -> Int[Tensor, "m b"]:
 
     .. math:: \mathbb E[\text{times that } k \text{ is picked}] = M \tilde w_k
 
-    so the plain mean over the picked samples is, on average, the mean of all under their weights. Systematic: one
-    uniform number per data point, and M equal steps from there through the cumulated weights; each sample is picked
+    so the plain mean over the picked samples is, on average, the mean of all under their weights. Systematic: M
+    points at equal distances through the cumulated weights, shifted by one uniform number; each sample is picked
     :math:`M \tilde w_k` times, rounded up or down.
 
     Args:
@@ -160,7 +160,7 @@ def resample(log_w: Float[Tensor, "k b"], num_kept: int) -> Int[Tensor, "m b"]:
     check_count("num_kept", num_kept)
     cumulated = normalize_log_weights(log_w.detach()).cumsum(0).T.contiguous()
     steps = torch.arange(num_kept, dtype=log_w.dtype, device=log_w.device)
-    # in (0, 1], and the last sum may be 1 but for rounding: no sample of zero weight is the first to reach a point
+    # in (0, 1], times the last sum, 1 but for rounding: a sample of zero weight is never the first to reach one
     points = (steps + 1 - torch.rand_like(cumulated[:, :1])) / num_kept
     return torch.searchsorted(cumulated, points * cumulated[:, -1:]).T
 
