@@ -412,8 +412,9 @@ def test_a_damaged_checkpoint_is_gone_back_from_only_if_asked_and_the_run_ends_t
 def test_a_warm_start_begins_with_the_averages_of_the_other_run(tmp_path):
     advance(make(tmp_path, num_epochs=20))
     content = checkpoints.load(tmp_path / "run" / runs.CHECKPOINT)
-    for source in (tmp_path / "run", tmp_path / "run" / runs.CHECKPOINT):
-        run = begin(settings(objective="iwae", num_samples=4), tmp_path / source.name / "warm", init_from=source)
+    checkpoints.save(tmp_path / "kept.lvm", {name: content[name] for name in ("settings", "averaged")})
+    for source in (tmp_path / "run", tmp_path / "run" / runs.CHECKPOINT, tmp_path / "kept.lvm"):
+        run = begin(settings(objective="iwae", num_samples=4), tmp_path / "warm" / source.name, init_from=source)
         assert runs.fingerprint(run.named) == runs.fingerprint(content["averaged"]) == run.settings.start
         assert runs.fingerprint(run.averaged) == run.settings.start
         assert run.content()["moments"] == {} and run.at.step == 0
@@ -421,10 +422,13 @@ def test_a_warm_start_begins_with_the_averages_of_the_other_run(tmp_path):
 
 def test_a_warm_start_from_other_networks_is_refused(tmp_path):
     make(tmp_path)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.lvm: parameters of other networks: .* should be \(6, 3\)"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.lvm: averaged of other networks: .* should be \(6, 3\)"):
         begin(settings(z_dim=3), tmp_path / "warm", init_from=tmp_path / "run")
     with pytest.raises(CheckpointError, match="there is no such file"):
         begin(settings(), tmp_path / "warm", init_from=tmp_path / "nothing")
+    checkpoints.save(tmp_path / "empty.lvm", {"settings": {}})
+    with pytest.raises(CheckpointError, match=r"empty\.lvm: lacks averaged"):
+        begin(settings(), tmp_path / "warm", init_from=tmp_path / "empty.lvm")
     assert not (tmp_path / "warm" / runs.CHECKPOINT).exists()
 
 

@@ -197,7 +197,13 @@ def _add_train(command: Parser) -> None:
             "training images held out to watch; 0 for none; default 200 (digits) or 400 (mnist)",
         ),
         (what, "validate-every", count(1), "N", "look at them every N epochs; default 5"),
-        (what, "init-from", Path, "PATH", "warm start from a checkpoint, or from the run in a folder"),
+        (
+            what,
+            "init-from",
+            Path,
+            "PATH",
+            "warm start from a checkpoint, the run in a folder, or weights such as lvmlib/data/mnist-elbo-1.lvm",
+        ),
     ):
         group.add_argument(f"--{name}", type=kind, metavar=metavar or name.upper(), help=text)
     text = "sizes of the encoder's hidden layers, reversed in the decoder; default 128 (digits) or 200 200 (mnist)"

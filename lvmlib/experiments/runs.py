@@ -402,16 +402,18 @@ def begin(
 
 
 def start_of(init_from: Path, settings: Settings) -> dict[str, Tensor]:
-    """Return the averaged parameters of a checkpoint, or of the run in a folder, to start another run with.
+    """Return the averaged parameters of a checkpoint, of the run in a folder, or of weights that were kept.
 
     Raises:
         CheckpointError: the file is damaged, or belongs to other networks.
     """
     path = init_from / CHECKPOINT if init_from.is_dir() else init_from
     content = checkpoints.load(path)
-    settings_in(content, path)
+    if "averaged" not in content:
+        raise CheckpointError(f"{path}: lacks averaged")
     with own_random_state(_device()):
-        check_parameters(path, content, trained_parameters(*networks(settings)))
+        expected = trained_parameters(*networks(settings))
+    _check_part(path, "averaged", content["averaged"], expected)
     return content["averaged"]
 
 
