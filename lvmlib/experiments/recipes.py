@@ -52,7 +52,7 @@ FULL = {
     "elbo-1-seed-1": _first(1),
     "elbo-1-seed-2": _first(2),
     "elbo-5": _full("elbo", 5, 80, "elbo-1", learning_rate=0.006),
-    "elbo-50": _full("elbo", 50, 12, "elbo-5", learning_rate=0.005),
+    "elbo-50": _full("elbo", 50, 4, "elbo-1", batch_size=500, learning_rate=0.002),
 }
 
 
