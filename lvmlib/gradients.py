@@ -365,12 +365,12 @@ def iwae_pathwise(
     Unbiased. In φ its signal falls faster with K than its noise: see `doubly_reparameterized`.
 
     The sum is a mean under the weights. With `num_backward` it is taken over M samples that `resample` picks: unbiased
-    still, noisier, and with M ≪ K nearly three times as fast, because the K − M others need no backward pass.
+    still, noisier, and with M ≪ K at best about three times as fast: the others need no backward pass (chapter 10).
 
     Args:
         num_backward: M ≥ 1, or None for all.
 
-    Other Args, Raises: as `pathwise`. With M, the gradient is not finite where all weights are zero.
+    Other Args, Raises: as `pathwise`. With M, the gradient of a data point whose weights are all zero means nothing.
 
     Returns:
         Shape ``(B,)``, in nats per data point; log p̂_K.
